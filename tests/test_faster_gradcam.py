@@ -1,0 +1,248 @@
+"""FasterGradCAM: agreement with exact Grad-CAM, clusters of every size, save and load, bad input."""
+
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from utils import gradcam, networks
+from utils.arcface import ArcFace
+from utils.faster_gradcam import CLUSTERS_FILE, META_FILE, NETWORK_FILE, WEIGHTS_FILE, FasterGradCAM, _keep_largest
+
+SIZE = 12
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Twelve noisy images, reddish, greenish and bluish in turn."""
+    images = np.random.default_rng(0).integers(0, 100, (12, SIZE, SIZE, 3))
+    images[np.arange(12), ..., np.arange(12) % 3] += 150
+    return images.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network(images):
+    """A random network whose prototypes lie so among the images that each of three classes is predicted."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1.0)(x)
+    x = keras.layers.Conv2D(8, 3, strides=2, activation="relu", name="early")(x)
+    x = keras.layers.Conv2D(6, 3, activation="relu", name="late")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    embedding = keras.Model(inputs, keras.layers.Dense(5, name="embedding")(x))
+    head = ArcFace(3)
+    classifier = keras.Model(inputs, head(embedding.output))
+    head.set_weights([np.linalg.pinv(networks.forward(embedding, images)) @ np.eye(3)[np.arange(12) % 3]])
+    return classifier
+
+
+@pytest.fixture(scope="module")
+def labels(network, images):
+    """What the network says, so that every image finds its own cluster."""
+    labels = networks.forward(network, images).argmax(axis=1)
+    assert set(labels) == {0, 1, 2}
+    return labels
+
+
+@pytest.mark.parametrize("layer", ["early", "late"])
+def test_one_image_a_cluster_and_all_channels_is_exact_gradcam(network, images, labels, layer):
+    faster = FasterGradCAM.fit(network, images, labels, layer=layer, n_clusters=len(images))
+    exact = gradcam.explain(network, images, layer=layer, targets=labels)
+    explanation = faster.explain(images)
+    np.testing.assert_array_equal(explanation.labels, labels)
+    np.testing.assert_allclose(explanation.heatmaps, exact, atol=1e-5)
+
+
+def test_channel_weights_are_the_mean_over_the_cluster(network, images, labels):
+    faster = FasterGradCAM.fit(network, images, labels, n_clusters=1)
+    k = np.bincount(labels).argmax()
+    harvest = gradcam.harvest(network, [(images[labels == k], labels[labels == k])])
+    row = np.flatnonzero(faster.cluster_classes == k)
+    np.testing.assert_allclose(faster.channel_weights[row[0]], harvest.channel_weights.mean(axis=0), atol=1e-6)
+    unit = harvest.embeddings / np.linalg.norm(harvest.embeddings, axis=1, keepdims=True)
+    np.testing.assert_allclose(faster.centroids[row[0]], unit.mean(axis=0), atol=1e-5)
+
+
+def test_an_explanation_is_what_the_formula_says(network, images, labels):
+    faster = FasterGradCAM.fit(network, images, labels, n_clusters=2)
+    result = faster.explain(images)
+    assert result.scores.shape == (12, 3) and np.abs(result.scores).max() <= 1 + 1e-6
+    np.testing.assert_allclose(result.scores, networks.forward(network, images), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(result.embeddings, axis=1), 1, atol=1e-5)
+    for n in range(12):
+        own = np.flatnonzero(faster.cluster_classes == result.labels[n])
+        nearest = own[np.linalg.norm(faster.centroids[own] - result.embeddings[n], axis=1).argmin()]
+        assert result.clusters[n] == nearest
+    assert result.heatmaps.dtype == np.float32 and result.heatmaps.min() >= 0 and result.heatmaps.max() <= 1
+
+
+def test_more_clusters_than_images_duplicates_and_a_class_of_one_image(network, images, labels):
+    doubled = np.concatenate([images, images[:4], images[:4]])
+    faster = FasterGradCAM.fit(network, doubled, np.concatenate([labels, labels[:4], labels[:4]]), n_clusters=100)
+    assert len(faster.centroids) == len(faster.cluster_classes) == 12  # no duplicate, no empty cluster
+    assert np.isfinite(faster.channel_weights).all() and set(faster.cluster_classes) == {0, 1, 2}
+
+
+def test_none_has_no_cluster_no_heat_and_no_box(network, images, labels):
+    k = int(np.bincount(labels).argmax())
+    names = tuple("none" if i == k else f"class_{i}" for i in range(3))
+    result = FasterGradCAM.fit(network, images, labels, class_names=names, n_clusters=2).explain(images)
+    is_none = result.labels == k
+    assert is_none.any() and not result.heatmaps[is_none].any()
+    assert (result.clusters[is_none] == -1).all() and (result.clusters[~is_none] >= 0).all()
+
+
+def test_top_channels_keeps_the_largest_signed_weights():
+    weights = np.array([[0.1, -5.0, 3.0, 0.2], [4.0, 1.0, 2.0, 3.0]])
+    np.testing.assert_array_equal(_keep_largest(weights, 2), [[0, 0, 3, 0.2], [4, 0, 0, 3]])
+    np.testing.assert_array_equal(_keep_largest(weights, 50), weights)
+
+
+def test_any_size_and_one_image(network, images, labels):
+    faster = FasterGradCAM.fit(network, images, labels)
+    assert faster.explain(np.full((40, 7, 3), 128, np.uint8)).heatmaps.shape == (1, 40, 7)
+    one, many = faster.explain(images[2]), faster.explain(images, batch_size=5)
+    np.testing.assert_allclose(one.heatmaps[0], many.heatmaps[2], atol=1e-5)
+
+
+def test_a_network_without_a_head_takes_class_means_as_prototypes(network, images, labels):
+    embedding = keras.Model(network.input, network.get_layer("embedding").output)
+    faster = FasterGradCAM.fit(embedding, images, labels)
+    result = faster.explain(images)
+    for k in range(3):
+        mean = result.embeddings[labels == k].mean(axis=0)
+        np.testing.assert_allclose(faster.prototypes[:, k], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def registered(seed=0):
+    spec = networks.Spec(image_size=32, alpha=0.35, embedding_size=4)
+    embedding = networks.embedding_network(spec, seed=seed)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 255, (6, 32, 32, 3)).astype(np.uint8)
+    return FasterGradCAM.fit(embedding, images, np.arange(6) % 2, ("a", "b"), n_clusters=2), images
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    faster, images = registered()
+    folder = tmp_path_factory.mktemp("model") / "new" / "folder"
+    faster.save(folder, accuracy=0.5)
+    return faster, images, folder
+
+
+def copy(folder, target):
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def assert_same(first, second):
+    for name in ("labels", "scores", "heatmaps", "clusters", "embeddings"):
+        np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=1e-6)
+    assert first.class_names == second.class_names
+
+
+def test_round_trip(saved):
+    faster, images, folder = saved
+    assert sorted(file.name for file in folder.iterdir()) == sorted([CLUSTERS_FILE, META_FILE, WEIGHTS_FILE])
+    loaded = FasterGradCAM.load(folder)
+    assert_same(faster.explain(images), loaded.explain(images))
+    meta = json.loads((folder / META_FILE).read_text())
+    assert meta["accuracy"] == 0.5 and meta["class_names"] == ["a", "b"] and meta["layer"] == networks.DEFAULT_LAYER
+    assert loaded.network.spec == faster.network.spec
+
+
+def test_a_loaded_explainer_is_explained_exactly_too(saved):
+    faster, images, folder = saved
+    classifier = FasterGradCAM.load(folder).classifier()
+    np.testing.assert_allclose(networks.forward(classifier, images), faster.explain(images).scores, atol=1e-5)
+    assert gradcam.explain(classifier, images).shape == (6, 32, 32)
+
+
+def test_round_trip_of_a_network_that_is_not_ours(network, images, labels, tmp_path):
+    faster = FasterGradCAM.fit(network, images, labels)
+    faster.save(tmp_path)
+    assert (tmp_path / NETWORK_FILE).exists()
+    assert_same(faster.explain(images), FasterGradCAM.load(tmp_path).explain(images))
+
+
+def test_saving_again_replaces_the_model_and_keeps_other_files(saved, tmp_path):
+    _, images, folder = saved
+    target = copy(folder, tmp_path / "model")
+    (target / "MODEL_CARD.md").write_text("mine")
+    other, _ = registered(seed=1)
+    other.save(target)
+    assert (target / "MODEL_CARD.md").read_text() == "mine"
+    assert_same(other.explain(images), FasterGradCAM.load(target).explain(images))
+
+
+def test_a_full_disk_leaves_the_old_model(saved, tmp_path, monkeypatch):
+    faster, images, folder = saved
+    target = copy(folder, tmp_path / "model")
+    before = sorted(file.name for file in target.iterdir())
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        registered(seed=1)[0].save(target)
+    assert sorted(file.name for file in target.iterdir()) == before
+    assert_same(faster.explain(images), FasterGradCAM.load(target).explain(images))
+
+
+@pytest.mark.parametrize("name", [CLUSTERS_FILE, META_FILE, WEIGHTS_FILE])
+def test_a_missing_truncated_or_foreign_file_is_named(saved, tmp_path, name):
+    _, _, folder = saved
+    missing = copy(folder, tmp_path / "missing")
+    (missing / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        FasterGradCAM.load(missing)
+    truncated = copy(folder, tmp_path / "truncated")
+    os.truncate(truncated / name, (truncated / name).stat().st_size // 2)
+    with pytest.raises(ValueError, match=name):
+        FasterGradCAM.load(truncated)
+    foreign = copy(folder, tmp_path / "foreign")
+    (foreign / name).write_text('{"format": "something else"}')
+    with pytest.raises(ValueError, match=name):
+        FasterGradCAM.load(foreign)
+
+
+def test_no_folder_at_all(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a model folder"):
+        FasterGradCAM.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "images, sentence",
+    [
+        (np.zeros((2, SIZE, SIZE, 3), np.float32), "floats are not accepted"),
+        (np.zeros((0, SIZE, SIZE, 3), np.uint8), "at least one image"),
+        (np.zeros((SIZE, SIZE), np.uint8), "expected uint8 RGB"),
+        (np.zeros((2, SIZE, SIZE, 4), np.uint8), "alpha"),
+    ],
+)
+def test_bad_images(saved, images, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        saved[0].explain(images)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"labels": np.zeros(11, int)}, "one integer label for each of the 12"),
+        ({"labels": np.zeros(12)}, "dtype float64"),
+        ({"labels": np.zeros(12, int), "class_names": ("a", "b", "c")}, r"no image of \['b', 'c'\]"),
+        ({"labels": np.full(12, 5), "class_names": ("a",)}, r"Labels must lie in 0\.\.0"),
+        ({"labels": np.zeros(12, int), "class_names": ("none",)}, "besides 'none'"),
+        ({"labels": np.arange(12) % 2}, "The network has 3 classes"),
+        ({"labels": np.arange(12) % 3, "n_clusters": 0}, "at least 1"),
+        ({"labels": np.arange(12) % 3, "layer": "missing"}, r"choose one of \['rescaling.*', 'early', 'late'\]"),
+    ],
+)
+def test_bad_fits(network, images, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        FasterGradCAM.fit(network, images, **change)

@@ -1,0 +1,188 @@
+"""The hand renderer: shapes, exact masks, randomness that depends on the seed alone, bad input."""
+
+import cv2
+import numpy as np
+import pytest
+
+from utils import hands
+
+NAMES = [*hands.GESTURES, hands.NONE]
+GREEN = (0.0, 255.0, 0.0)
+
+
+@pytest.fixture
+def studio(monkeypatch):
+    """Hands before a green screen: no shadow, no camera effects, no sleeves."""
+    arm = hands._arm
+    monkeypatch.setattr(hands, "_background", lambda rng, size: np.full((size, size, 3), GREEN, np.float32))
+    monkeypatch.setattr(hands, "_cast_shadow", lambda background, *others: background)
+    monkeypatch.setattr(hands, "_photograph", lambda picture, rng: np.clip(picture, 0, 255).round().astype(np.uint8))
+    monkeypatch.setattr(hands, "_arm", lambda *arguments: tuple(values[:2] for values in arm(*arguments)))
+
+
+@pytest.mark.parametrize("size", [32, 96, 97, 224])
+def test_shapes_and_types(size):
+    images, masks = hands.render_hands(NAMES, image_size=size, seed=1)
+    assert images.shape == (4, size, size, 3) and images.dtype == np.uint8
+    assert masks.shape == (4, size, size) and masks.dtype == bool
+    assert masks[:3].any((1, 2)).all() and not masks[3].any()
+    background = hands.render_background(np.random.default_rng(0), size)
+    assert background.shape == (size, size, 3) and background.dtype == np.uint8
+
+
+def test_no_names_give_empty_arrays():
+    images, masks = hands.render_hands([])
+    assert images.shape == (0, 96, 96, 3) and masks.shape == (0, 96, 96)
+
+
+def test_one_hand_and_many_hands_agree():
+    images, masks = hands.render_hands(["gu", "pa"], seed=3)
+    image, mask = hands.render_hand("pa", np.random.default_rng([3, 1]))
+    assert np.array_equal(image, images[1]) and np.array_equal(mask, masks[1])
+
+
+@pytest.mark.parametrize("size", [96, 224])
+@pytest.mark.parametrize("gesture", hands.GESTURES)
+def test_a_hand_fills_a_plausible_share_of_the_picture(gesture, size):
+    _, masks = hands.render_hands([gesture] * 40, size, seed=2)
+    share = masks.mean((1, 2))
+    assert share.min() > 0.02 and share.max() < 0.9
+    assert 0.1 < share.mean() < 0.5
+
+
+@pytest.mark.parametrize("gesture", hands.GESTURES)
+def test_an_arm_comes_in_from_the_border(studio, gesture):
+    _, masks = hands.render_hands([gesture] * 30, seed=4)
+    for mask in masks:
+        border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+        assert border.any()
+        pieces, _, areas, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+        assert areas[1:pieces].max() > 0.97 * mask.sum()  # one body
+
+
+@pytest.mark.parametrize("size", [96, 224])
+def test_the_mask_is_exact(studio, size):
+    images, masks = hands.render_hands(list(hands.GESTURES) * 8, size, seed=5)
+    kernel = np.ones((7, 7), np.uint8)  # anti-aliasing reaches three pixels
+    for image, mask in zip(images, masks, strict=True):
+        is_green = (image == np.uint8(GREEN)).all(-1)
+        surely_hand = cv2.erode(mask.astype(np.uint8), kernel).astype(bool)
+        surely_not = ~cv2.dilate(mask.astype(np.uint8), kernel).astype(bool)
+        assert is_green[surely_not].all()
+        assert (image[surely_hand, 0] > image[surely_hand, 1]).mean() > 0.97  # skin is red rather than green
+
+
+@pytest.mark.parametrize("size", [96, 224])
+def test_the_mask_follows_the_picture_to_the_pixel(studio, size):
+    for seed, gesture in enumerate(hands.GESTURES * 4):
+        rng = np.random.default_rng(seed)
+        _, alpha, mask, _ = hands._draw_hand(gesture, rng, size, hands._sample_light(rng))
+        rim = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~mask
+        assert ((alpha >= 0.5) != mask).sum() < 0.2 * rim.sum()
+        assert alpha[mask].min() > 0.25 and alpha[~mask].max() < 0.75
+
+
+def test_a_sleeve_is_no_skin(monkeypatch):
+    monkeypatch.setattr(hands, "_colour", lambda rng: np.float32([0, 0, 250]))  # blue sleeves
+    monkeypatch.setattr(hands, "PAINTERS", (lambda rng, size: np.full((size, size, 3), 128, np.float32),))
+    images, masks = hands.render_hands(["pa"] * 60, seed=6)
+    red, _, blue = (images[..., channel].astype(int) for channel in range(3))
+    sleeve = blue - red > 60
+    assert sleeve.any((1, 2)).sum() >= 4
+    assert (sleeve & masks).sum() < 0.05 * sleeve.sum()
+
+
+def test_a_capsule_by_hand():
+    depth, parts = np.full((60, 80), -1e5, np.float32), np.zeros((60, 80), np.uint8)
+    hands._draw_capsule(depth, parts, (20.5, 30.5, 5.0, 10.0), (50.5, 30.5, 5.0, 10.0), 7)
+    assert np.isclose((parts == 7).sum(), np.pi * 10**2 + 30 * 20, rtol=0.02)
+    assert np.isclose(depth[30, 35], 5 + np.sqrt(10**2 - 0.5**2))
+    assert np.isclose(depth[23, 35], 5 + np.sqrt(10**2 - 7.5**2))
+    hands._draw_capsule(depth, parts, (35.5, 30.5, 0.0, 6.0), (35.5, 30.5, 0.0, 6.0), 8)
+    assert not (parts == 8).any()  # hidden below
+    hands._draw_capsule(depth, parts, (35.5, 30.5, 30.0, 6.0), (35.5, 30.5, 30.0, 6.0), 9)
+    assert np.isclose((parts == 9).sum(), np.pi * 6**2, rtol=0.05) and depth[30, 35] > 35.9
+    hands._draw_capsule(depth, parts, (-90.0, 30.0, 0.0, 6.0), (-70.0, 30.0, 0.0, 6.0), 10)  # outside the canvas
+    assert not (parts == 10).any()
+
+
+def test_the_hand_has_human_proportions():
+    hand = hands._build_hand("pa", np.random.default_rng(0))
+    first = len(hand.part) - 14
+    tips, knuckles = hand.end[first:first + 12].reshape(4, 3, 3)[:, 2], hand.start[first:first + 12:3]
+    reach = np.linalg.norm(tips - knuckles, axis=1)  # index, middle, ring, little finger
+    assert reach.argmax() == 1 and reach.argmin() == 3
+    assert 0.8 < reach[1] / np.linalg.norm(knuckles[1]) < 1.15  # middle finger and palm
+    assert (np.diff(tips[:, 0]) < 0).all() and hand.end[-1, 0] > tips[0, 0]  # thumb, then index … little finger
+    assert (hand.radius[first:, 1] < hand.radius[first:, 0]).all()  # fingers taper
+
+
+def test_fingers_stretch_as_the_gesture_says():
+    stretched = {"choki": [True, True, False, False], "gu": [False] * 4, "pa": [True] * 4}
+    for gesture, expected in stretched.items():
+        for seed in range(20):
+            hand = hands._build_hand(gesture, np.random.default_rng(seed))
+            bones = slice(len(hand.part) - 14, len(hand.part) - 2)
+            gain = (hand.end - hand.start)[bones].reshape(4, 3, 3).sum(1)[:, 1]
+            assert (gain > 45).tolist() == expected
+
+
+def test_same_seed_same_images():
+    first, again = hands.render_hands(NAMES * 3, seed=7), hands.render_hands(NAMES * 3, seed=7)
+    other = hands.render_hands(NAMES * 3, seed=8)
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert (first[0] != other[0]).any((1, 2, 3)).all()
+
+
+def test_a_longer_list_begins_with_the_same_images():
+    short, long = hands.render_hands(NAMES, seed=9), hands.render_hands(NAMES * 3, seed=9)
+    assert np.array_equal(short[0], long[0][:4]) and np.array_equal(short[1], long[1][:4])
+
+
+def test_global_random_state_is_untouched():
+    np.random.seed(0)  # noqa: NPY002
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    cv2.setRNGSeed(5)
+    expected = cv2.randu(np.zeros(4), 0, 1).copy()
+    cv2.setRNGSeed(5)
+    hands.render_hands(NAMES)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert np.array_equal(cv2.randu(np.zeros(4), 0, 1), expected)
+
+
+def test_skin_spans_pale_to_dark():
+    images, masks = hands.render_hands(list(hands.GESTURES) * 20, seed=10)
+    luminance = images @ np.array([0.299, 0.587, 0.114])
+    medians = np.array([np.median(picture[mask]) for picture, mask in zip(luminance, masks, strict=True)])
+    assert medians.min() < 65 and medians.max() > 170 and medians.std() > 25
+    red, green, blue = np.array([images[i][masks[i]].mean(0) for i in range(60)]).T
+    assert (red > blue).mean() > 0.9 and (red > green).mean() > 0.9
+
+
+def test_left_and_right_back_and_palm_all_occur():
+    sides, faces = set(), set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        view = hands._take_view(hands._build_hand("pa", rng), "pa", rng, 192, 192)
+        faces.add(view.back[0, 2] > 0)
+        across = np.diff(view.ends[-14:-2:3, 0, :2], axis=0).sum(0)  # index to little finger knuckle
+        fingers = (view.ends[-14:-2, 1] - view.ends[-14:-2, 0])[:, :2].sum(0)
+        sides.add((view.back[0, 2] > 0, across[0] * fingers[1] - across[1] * fingers[0] > 0))
+    assert faces == {True, False} and len(sides) == 4
+
+
+@pytest.mark.parametrize("gesture", ["rock", "", None, 1, "Gu"])
+def test_unknown_gesture(gesture):
+    with pytest.raises(ValueError, match="Received: "):
+        hands.render_hand(gesture, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="Received: "):
+        hands.render_hands(["gu", gesture])
+
+
+@pytest.mark.parametrize("size", [31, 513, 0, -96, 96.0, "96", None, True, (96, 96)])
+def test_bad_size(size):
+    for call in (lambda: hands.render_hand("gu", np.random.default_rng(0), size),
+                 lambda: hands.render_hands(["gu"], size),
+                 lambda: hands.render_background(np.random.default_rng(0), size)):
+        with pytest.raises(ValueError, match="Received: "):
+            call()

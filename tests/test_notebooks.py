@@ -1,0 +1,271 @@
+"""The notebooks without running them: form, stored outputs, links; and the setup cell in a make-believe Colab."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import nbformat
+import notebooks
+import pytest
+from nbclient import NotebookClient
+from nbval.plugin import comment_markers, metadata_tags
+
+ROOT = notebooks.ROOT
+REPOSITORY = notebooks.repository()
+MAX_LINES = 30  # of a code cell
+MAX_UNCHECKED = 0.1  # share of code cells that nbval does not compare
+ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(home|tmp|root|work|content|mnt|Users|private|var/folders)/|\b[A-Z]:\\+\w")
+COLAB_LINK = re.compile(r"https://colab\.research\.google\.com/github/([^/\s]+/[^/\s]+)/blob/main/([^)\s\"]+)")
+
+
+@pytest.fixture(scope="module", params=notebooks.notebooks(), ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def cells(path):
+    return nbformat.read(path, as_version=4).cells
+
+
+@pytest.fixture(scope="module")
+def code(cells):
+    return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+@pytest.fixture(scope="module")
+def text(cells):
+    """All markdown as one text."""
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def is_preamble(cell) -> bool:
+    """Setup, imports, settings: one block that needs no prose between its cells."""
+    lines = [line for line in cell.source.splitlines() if line and not line.startswith(("#", " ", ")"))]
+    only_names = all(re.match(r"(import|from) |[A-Z][A-Z0-9_, ]* = ", line) for line in lines)
+    return only_names or "google.colab" in cell.source
+
+
+def test_is_valid_and_small(path):
+    nbformat.validate(nbformat.read(path, as_version=nbformat.NO_CONVERT))
+    assert path.stat().st_size <= notebooks.MAX_BYTES
+
+
+def test_metadata_is_normalised(path):
+    metadata = nbformat.read(path, as_version=4).metadata
+    assert metadata.kernelspec.name == "python3"
+    assert set(metadata) == {"kernelspec", "language_info"}
+
+
+def test_ran_from_top_to_bottom(code):
+    # nbval compares nothing where the count is missing.
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+
+
+def test_stores_no_error_and_no_stderr(code):
+    for output in (output for cell in code for output in cell.outputs):
+        assert output.output_type != "error", output
+        assert output.get("name") != "stderr", output.text
+
+
+def test_names_no_absolute_path(cells):
+    for cell in cells:
+        outputs = [str(part) for output in cell.get("outputs", []) for part in text_parts(output)]
+        for part in [cell.source, *outputs]:
+            assert not ABSOLUTE_PATH.search(part), part
+
+
+def text_parts(output):
+    yield output.get("text", "")
+    yield from (value for kind, value in output.get("data", {}).items() if not kind.startswith("image/"))
+
+
+def test_markers_are_known_and_few(code):
+    unchecked = 0
+    for cell in code:
+        marked = [line for line in cell.source.splitlines() if "NBVAL" in line.upper()]
+        for line in marked:
+            assert line.removeprefix("# ") in comment_markers, f"not a marker alone on its line: {line}"
+        assert not set(cell.metadata.get("tags", [])) & set(metadata_tags), "write markers in plain sight"
+        unchecked += any("IGNORE" in line or "SKIP" in line for line in marked)
+    assert unchecked <= MAX_UNCHECKED * len(code)
+
+
+def test_opens_with_title_badge_and_setup(path, cells, text):
+    assert len(re.findall(r"^# ", text, re.M)) == 1
+    assert cells[0].cell_type == "markdown"
+    assert cells[0].source.startswith("# ")
+    assert notebooks.BADGE.format(repository=REPOSITORY, file=path.name) in cells[0].source, "run `make badges`"
+    assert cells[1].cell_type == "code"
+    assert cells[1].source == notebooks.setup_cell(REPOSITORY), "run `make badges`"
+
+
+def test_uses_no_magic(code):
+    for cell in code:
+        assert not re.search(r"^\s*[!%]", cell.source, re.M), cell.source
+
+
+def test_cells_are_short(code):
+    longest = max(code, key=lambda cell: cell.source.count("\n"))
+    assert len(longest.source.splitlines()) <= MAX_LINES, longest.source
+
+
+def test_steps_are_introduced(cells):
+    kinds = ["p" if cell.cell_type == "code" and is_preamble(cell) else cell.cell_type[0] for cell in cells]
+    steps = "".join(kinds)  # (m)arkdown, (p)reamble, (c)ode
+    assert "pc" not in steps, "no word between the settings and the first step"
+    assert "ccc" not in steps, "no word between three steps"
+
+
+def test_images_have_alt_text(text):
+    assert not re.search(r"!\[\s*\]", text)
+    for tag in re.findall(r"<img\b[^>]*>", text):
+        assert re.search(r"\balt=[\"'][^\"']", tag), tag
+
+
+def test_every_numbered_section_checks_its_claim(cells):
+    heading, checked = None, {}
+    for cell in cells:
+        for line in cell.source.splitlines():
+            if cell.cell_type == "markdown" and line.startswith("## "):
+                heading = line if re.match(r"## \d+\. ", line) else None
+                checked.setdefault(heading, False)
+            elif cell.cell_type == "code" and re.match(r"\s*(assert|np\.testing\.assert_)", line):
+                checked[heading] = True
+    checked.pop(None, None)
+    assert all(checked.values()), [heading for heading, done in checked.items() if not done]
+
+
+def test_links_name_this_repository():
+    pages = [ROOT / "README.md", *notebooks.notebooks()]
+    for page in (page for page in pages if page.exists()):
+        for owner_and_name, file in COLAB_LINK.findall(page.read_text(encoding="utf-8")):
+            assert owner_and_name == REPOSITORY, f"{page.name}: run `make badges`"
+            assert (ROOT / file).exists(), f"{page.name} links to {file}"
+
+
+def names(file: str) -> set[str]:
+    return set(re.findall(r"^[\w.-]+", (ROOT / file).read_text().lower(), re.M))
+
+
+def test_every_requirement_is_pinned():
+    pins = (ROOT / "tests/requirements.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line) for line in pins)
+    assert names("requirements.txt") <= names("tests/requirements.txt"), "run `make pins`"
+
+
+def test_badges_rewrites_everything(tmp_path, monkeypatch):
+    (tmp_path / "CITATION.cff").write_text("repository-code: https://github.com/old/name\n")
+    (tmp_path / "README.md").write_text(
+        "https://github.com/old/name.git https://github.com/old/name-2 https://github.com/old/name#top\n"
+        "https://colab.research.google.com/github/old/name/blob/main/A.ipynb"
+    )
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A")]), tmp_path / "A.ipynb")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+
+    notebooks.badges("new/home")
+    notebooks.badges("new/home")  # a second time changes nothing
+
+    assert notebooks.repository() == "new/home"
+    assert (tmp_path / "README.md").read_text() == (
+        "https://github.com/new/home.git https://github.com/old/name-2 https://github.com/new/home#top\n"
+        "https://colab.research.google.com/github/new/home/blob/main/A.ipynb"
+    )
+    title, setup = nbformat.read(tmp_path / "A.ipynb", as_version=4).cells
+    assert title.source == "# A\n\n" + notebooks.BADGE.format(repository="new/home", file="A.ipynb")
+    assert setup.source == notebooks.setup_cell("new/home")
+    assert sorted(os.listdir(tmp_path)) == ["A.ipynb", "CITATION.cff", "README.md"]
+
+
+@pytest.mark.parametrize("cell", ["import sys; print('x', file=sys.stderr)", "1 / 0"])
+def test_a_failed_run_leaves_the_notebook_alone(cell, tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]), tmp_path / "A.ipynb")
+    before = (tmp_path / "A.ipynb").read_bytes()
+    with pytest.raises(SystemExit, match=r"A\.ipynb is left as it was"):
+        notebooks.execute(tmp_path / "A.ipynb")
+    assert (tmp_path / "A.ipynb").read_bytes() == before
+
+
+@pytest.fixture
+def colab(tmp_path):
+    """A folder like Colab's: `google.colab` is loaded, the repository is near, nothing else is there."""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    stubs = tmp_path / "stubs"
+    (stubs / "google" / "colab").mkdir(parents=True)
+    (stubs / "google" / "colab" / "__init__.py").touch()
+    (stubs / "sitecustomize.py").write_text("import google.colab\n")
+    (stubs / "utils.py").write_text("# another package of the same name\n")
+
+    origin = tmp_path / "origin"
+    shutil.copytree(ROOT / "utils", origin / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    (origin / "utils" / "faster_gradcam.py").touch()
+    requirements = (ROOT / "requirements.txt").read_text()
+    try:
+        version("opencv-python")
+    except PackageNotFoundError:  # a machine without libGL
+        requirements = requirements.replace("opencv-python", "opencv-python-headless")
+    (origin / "requirements.txt").write_text(requirements)
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--no-verify", "--message=all"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=origin, check=True)
+
+    content = tmp_path / "content"
+    content.mkdir()
+    environment = os.environ | {
+        "PYTHONPATH": str(stubs),
+        "PIP_NO_INDEX": "1",  # everything is there, so pip has nothing to ask for
+        "PIP_CONFIG_FILE": os.devnull,
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{origin.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": f"https://github.com/{REPOSITORY}.git",
+    }
+    return content, environment
+
+
+CHECK = "import utils.data\nassert utils.data.__file__ == os.path.join({folder!r}, 'utils', 'data.py')\n"
+
+
+def python(source, folder, environment):
+    return subprocess.run([sys.executable, "-c", source], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_setup_cell_in_colab(colab):
+    content, environment = colab
+    setup = notebooks.setup_cell(REPOSITORY) + "\n"
+    check = CHECK.format(folder=str(content / "faster-grad-cam"))
+    cells = [nbformat.v4.new_code_cell(source) for source in ("import utils", setup, check, setup, check)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, resources={"metadata": {"path": str(content)}}).execute(env=environment)
+    assert [cell.outputs for cell in notebook.cells] == [[]] * len(cells)
+    assert os.listdir(content / "faster-grad-cam" / "utils")
+
+    # The kernel is restarted: back in the first folder, the clone is there.
+    again = python(setup + check, content, environment)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert os.listdir(content) == ["faster-grad-cam"]
+
+
+@pytest.mark.parametrize("lost", ["git", "pip"])
+def test_setup_cell_fails_aloud(colab, lost):
+    content, environment = colab
+    if lost == "git":
+        environment = environment | {"GIT_CONFIG_KEY_0": f"url.{(content / 'nowhere').as_uri()}.insteadOf"}
+    else:
+        (content / "utils").mkdir()
+        (content / "utils" / "faster_gradcam.py").touch()
+        (content / "requirements.txt").write_text("a-package-that-is-not-here\n")
+    result = python(notebooks.setup_cell(REPOSITORY), content, environment)
+    assert result.returncode
+    assert re.search(r"RuntimeError: `.*(git clone|pip install).*` failed: .*(nowhere|not-here)", result.stderr, re.S)
+
+
+def test_setup_cell_elsewhere(tmp_path):
+    setup = notebooks.setup_cell(REPOSITORY) + "\n"
+    here = python(setup + CHECK.format(folder=str(ROOT)), ROOT, dict(os.environ))
+    assert (here.returncode, here.stdout, here.stderr) == (0, "", "")
+    elsewhere = python(setup, Path(tmp_path), dict(os.environ))
+    assert "AssertionError: Open this notebook in the project's folder" in elsewhere.stderr

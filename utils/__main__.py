@@ -1,0 +1,143 @@
+"""Command line: ``python -m utils train ...`` and ``python -m utils explain ...``. Parsing and dispatch only."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from utils import data
+
+DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "data" / "models" / "janken"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 on success, 2 with one sentence on stderr on bad input, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m utils", description="Faster-Grad-CAM on the command line.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    default = argparse.ArgumentDefaultsHelpFormatter
+
+    train = commands.add_parser("train", help="train a model and save it", formatter_class=default)
+    train.set_defaults(run=_train)
+    train.add_argument(
+        "--data", nargs="+", required=True, metavar="SOURCE",
+        help="janken (real photos), synthetic (rendered hands) or a folder with one sub-folder a class; several are "
+        "joined, if they have the same classes",
+    )  # fmt: skip
+    train.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the model goes")
+    train.add_argument("--none", action="store_true", help="add rendered backgrounds as the class none")
+    train.add_argument("--n-images", type=int, default=1200, help="number of rendered hands")
+    train.add_argument("--image-size", type=int, default=96, help="side of the network's input in pixels")
+    train.add_argument("--alpha", type=float, default=1.0, help="width of MobileNetV2")
+    train.add_argument("--output-stride", type=int, default=16, choices=(16, 32))
+    train.add_argument("--embedding-size", type=int, default=128)
+    train.add_argument("--weights", default="imagenet", help="imagenet, none (from scratch), or a file")
+    train.add_argument("--steps", type=int, default=400, help="gradient steps")
+    train.add_argument("--batch-size", type=int, default=32)
+    train.add_argument("--learning-rate", type=float, help="default: 2e-4, from scratch 2e-3")
+    train.add_argument("--scale", type=float, default=30.0, help="ArcFace scale")
+    train.add_argument("--margin", type=float, default=0.3, help="ArcFace margin in radians")
+    train.add_argument("--layer", help="layer of the heat maps")
+    train.add_argument("--clusters", type=int, default=10, help="clusters per class")
+    train.add_argument("--top-channels", type=int, help="keep only the largest channel weights; the paper: 50")
+    train.add_argument("--seed", type=int, default=0)
+
+    explain = commands.add_parser("explain", help="labels and heat maps of images", formatter_class=default)
+    explain.set_defaults(run=_explain)
+    explain.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    explain.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER")
+    explain.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the pictures go")
+    return parser
+
+
+def _train(options) -> int:
+    from utils import repro  # isort: skip  first: it imports TensorFlow quietly
+    from utils import arcface, networks
+    from utils.faster_gradcam import FasterGradCAM
+
+    dataset = data.join(*(_load(source, options) for source in options.data))
+    dataset = data.add_none(dataset, seed=options.seed) if options.none else dataset
+    repro.seed_everything(options.seed)
+    spec = networks.Spec(
+        image_size=options.image_size, alpha=options.alpha, output_stride=options.output_stride,
+        embedding_size=options.embedding_size,
+    )  # fmt: skip
+    weights = None if options.weights == "none" else options.weights
+    network = networks.embedding_network(spec, weights, options.seed)
+    layer = networks.get_layer(network, options.layer or networks.default_layer(network)).name
+    print(f"{len(dataset.train)} training and {len(dataset.test)} test images of {', '.join(dataset.class_names)}")
+    training = arcface.train(
+        network, dataset, options.steps, options.batch_size, options.learning_rate or (2e-4 if weights else 2e-3),
+        options.scale, options.margin, evaluations=min(10, options.steps), seed=options.seed, progress=_print_progress,
+    )  # fmt: skip
+    if training.interrupted:
+        print(f"interrupted: the best weights so far (step {training.best_step}) are kept")
+    faster = FasterGradCAM.fit(
+        training.network, dataset.images[dataset.train], dataset.labels[dataset.train], dataset.class_names, layer,
+        options.clusters, options.top_channels, options.seed,
+    )  # fmt: skip
+    info = {"training": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "run"}}
+    info["training"] |= {"best_step": training.best_step, "interrupted": training.interrupted}
+    if len(dataset.test):
+        accuracy = arcface.accuracy(training.network, dataset.images[dataset.test], dataset.labels[dataset.test])
+        info["test_accuracy"] = round(accuracy, 4)
+        print(f"test accuracy (no label, no margin): {accuracy:.4f} on {len(dataset.test)} images")
+    faster.save(options.out, data_fingerprint=dataset.fingerprint, **info)
+    print(f"saved in {options.out}")
+    return 130 if training.interrupted else 0
+
+
+def _load(source, options):
+    if source in ("janken", "synthetic"):
+        return data.load_janken(source, options.image_size, options.n_images, options.seed)
+    return data.load_folder(source, options.image_size, seed=options.seed)
+
+
+def _print_progress(entry):
+    left = round(entry["seconds_left"])
+    print(
+        f"step {entry['step']:5d}   loss {entry['loss']:7.4f}   validation accuracy {entry['validation_accuracy']:.4f}"
+        f"   {left // 60}:{left % 60:02d} left",
+        flush=True,
+    )
+
+
+def _explain(options) -> int:
+    from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
+    from tqdm import tqdm
+
+    from utils import heatmap
+    from utils.faster_gradcam import FasterGradCAM
+
+    files = data.image_files(options.images)
+    faster = FasterGradCAM.load(options.model)
+    skipped = []
+    for path, name in tqdm(files, "explaining", leave=False, delay=2, disable=None):
+        try:
+            image = data.read_image(path)
+        except ValueError as error:
+            skipped.append(str(error))
+            continue
+        result = faster.explain(image)
+        heat = result.heatmaps[0]
+        data.write_image(options.out / f"{name}_heatmap.png", (heat * 255).round().astype("uint8"))
+        data.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))
+        box = heatmap.box(heat)
+        tqdm.write(f"{path}\t{result.names[0]}\t{result.scores.max():.3f}\t{box or 'no box'}")
+    if skipped:
+        print(f"skipped {len(skipped)} of {len(files)}: {' '.join(skipped[:5])}", file=sys.stderr)
+    return 2 if len(skipped) == len(files) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,546 @@
+"""Every image that comes in: single files, a folder of classes, the real janken photos, rendered hands.
+
+Images are uint8 RGB, masks bool. Whatever the source, the result is a ``Dataset`` of square images with a train and a
+test part. Neighbouring photos are near duplicates, so folds and splits cut each class into contiguous blocks.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import urllib.request
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from itertools import count
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from utils import hands
+
+NONE = hands.NONE  # the class of images without an object
+# By name an image; what Pillow cannot read of them is skipped and named, so that nobody misses it in silence.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".heic", ".avif"}
+
+JANKEN_COMMIT = "0017a6838d24935e07f9ed4176997cf79ac046ec"  # karaage0703/janken_dataset, MIT
+JANKEN_URL = f"https://github.com/karaage0703/janken_dataset/archive/{JANKEN_COMMIT}.zip"
+JANKEN_SHA256 = "d89d1b52741814c5be6f7da282dd05e2c38949fd42ebf7c5d7100c6cd26a38ac"  # of the 167 photos, see _digest
+JANKEN_CLASSES = hands.GESTURES  # choki, gu, pa
+JANKEN_MAX_BYTES = 200_000_000  # the real archive holds 5 MB
+TIMEOUT = 30  # seconds without a byte from the server
+
+
+@dataclass(frozen=True, eq=False)  # == of arrays has no single answer
+class Dataset:
+    """N square images with labels, and which of them train and which test.
+
+    Attributes:
+        images: uint8 RGB (N, S, S, 3).
+        labels: int (N,), index into ``class_names``.
+        class_names: tuple of K names.
+        masks: bool (N, S, S), True on the object, or None where masks are unknown.
+        train, test: sorted int indices, disjoint, together 0..N-1.
+        names: N relative file names, or render ids.
+        skipped: what was left out, as "name: reason".
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    masks: np.ndarray | None
+    train: np.ndarray
+    test: np.ndarray
+    names: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of images and labels: tells whether a model has seen exactly these data."""
+        labels = np.ascontiguousarray(self.labels, np.int64)
+        return hashlib.sha256(np.ascontiguousarray(self.images).tobytes() + labels.tobytes()).hexdigest()[:16]
+
+
+# --- one image ---------------------------------------------------------------------------------------------------
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a file as uint8 RGB (H, W, 3), turned upright as its EXIF orientation says.
+
+    Transparent pixels are laid over white, 16 bits are scaled to 8, CMYK is converted, of an animation the first frame
+    is taken. Up to 178 megapixels, Pillow's bound against decompression bombs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not an image, truncated, or too big.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of big images and odd metadata; what matters raises
+        return _read(Path(path))
+
+
+def _read(path: Path) -> np.ndarray:
+    """``read_image`` for threads, in which ``catch_warnings`` is not safe."""
+    # Pillow, because OpenCV returns the upper half of a truncated photo without a word.
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no image file {path}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"Cannot read {path}: the file is empty (0 bytes).")
+    try:
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"Cannot read {path}: it is not an image in a known format.") from None
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        raise ValueError(f"Cannot read {path}: {str(error).rstrip('.') or type(error).__name__}.") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Pillow image of any mode → uint8 RGB (H, W, 3)."""
+    if image.mode == "F":
+        raise ValueError("it holds floating-point pixels, expected 8 or 16 bits a channel")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        grey = (np.clip(np.asarray(image, np.int32), 0, 65535) + 128) // 257
+        return cv2.cvtColor(grey.astype(np.uint8), cv2.COLOR_GRAY2RGB)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """The image files that the paths name, folders unfolded (not below), each with a name for what is made of it.
+
+    The name is the file's stem; a stem that comes again gets a number: photo, photo_2.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or there is no image file at all.
+    """
+    files = [f for path in map(Path, paths) for f in (_images_in(path) if path.is_dir() else [path])]
+    if missing := [str(file) for file in files if not file.exists()]:
+        raise FileNotFoundError(f"There is no file {', '.join(missing)}.")
+    if not files:
+        raise FileNotFoundError(f"There is no image file in {', '.join(map(str, paths))}.")
+    names, taken = [], set()
+    for file in files:
+        numbers = (f"{file.stem}_{n}" if n > 1 else file.stem for n in count(1))
+        names.append(next(name for name in numbers if name not in taken))
+        taken.add(names[-1])
+    return list(zip(files, names, strict=True))
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write uint8 RGB (H, W, 3) or grey (H, W) in the format the suffix names; the file appears as a whole or not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        Image.fromarray(image).save(draft, Image.registered_extensions()[path.suffix.lower()])
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def check_images(images: np.ndarray) -> np.ndarray:
+    """The one test of image arrays: uint8 RGB (N, H, W, 3), or a single (H, W, 3), comes back as (N, H, W, 3).
+
+    Raises:
+        ValueError: anything else; the sentence says what was received and what is expected.
+    """
+    expected = "expected uint8 RGB of shape (N, H, W, 3) or (H, W, 3)"
+    try:
+        images = np.asarray(images)
+    except ValueError:
+        raise ValueError(f"Received images of different shapes, {expected}: resize them first.") from None
+    problem = None
+    if np.issubdtype(images.dtype, np.floating):
+        nan = ", some of them NaN" if np.isnan(images).any() else ""
+        problem = f"floats are not accepted{nan}, convert 0..1 with np.round(images * 255).astype(np.uint8)"
+    elif images.dtype != np.uint8:
+        problem = "convert values 0..255 with images.astype(np.uint8)"
+    elif images.ndim == 2:
+        problem = "stack a grey image three times, np.stack([image] * 3, axis=-1)"
+    elif images.ndim in (3, 4) and images.shape[-1] == 4:
+        problem = "drop an alpha channel with images[..., :3]"
+    elif images.ndim not in (3, 4) or images.shape[-1] != 3:
+        problem = "the shape does not fit"
+    elif images.size == 0:
+        problem = "at least one image and one pixel are needed"
+    if problem:
+        raise ValueError(f"Received {images.dtype} of shape {images.shape}, {expected}: {problem}.")
+    return images if images.ndim == 4 else images[None]
+
+
+def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The one resize, used in training, inference and for maps: plain, the aspect is not kept.
+
+    Area filter along an axis that shrinks, bilinear along an axis that grows.
+
+    Args:
+        images: uint8 or float32 (N, H, W, 3), or float32 maps (N, H, W), or bool masks (N, H, W); N may be 0.
+
+    Returns:
+        The same dtype, (N, height, width[, 3]). Masks are resized as numbers and cut at one half.
+    """
+    if images.dtype == bool:
+        return resize(images.astype(np.float32), height, width) >= 0.5
+    is_rgb = images.ndim == 4 and images.shape[-1] == 3 and images.dtype in (np.uint8, np.float32)
+    is_map = images.ndim == 3 and images.dtype == np.float32
+    if not (is_rgb or is_map) or min(height, width, *images.shape[1:3]) < 1:
+        raise ValueError(
+            f"Cannot resize {images.dtype} of shape {images.shape} to {height}x{width}, expected uint8 or float32 "
+            "(N, H, W, 3) or float32 or bool (N, H, W), with sides of at least 1."
+        )
+    resized = np.empty((len(images), height, width, *images.shape[3:]), images.dtype)
+    for image, out in zip(images, resized, strict=True):
+        h, w = image.shape[:2]
+        if (height - h) * (width - w) < 0:  # one axis shrinks, the other grows: the area filter cannot do both
+            image = cv2.resize(image, (min(w, width), min(h, height)), interpolation=cv2.INTER_AREA)
+        grows = height > h or width > w
+        out[...] = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
+    return resized
+
+
+# --- masks and backgrounds ---------------------------------------------------------------------------------------
+
+
+def hand_mask(image: np.ndarray) -> np.ndarray:
+    """Mask of the one hand in a photo, bool (H, W): GrabCut (Rother et al. 2004), started from how red a pixel is.
+
+    Made for a hand on a surface that is less red than skin, as in the janken photos (mean IoU 0.97). On other photos
+    look at the result first. The same image always gives the same mask.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+    """
+    image = check_images(image)[0]
+    height, width = image.shape[:2]
+    scale = min(1.0, 160 / max(height, width))  # GrabCut on 160 pixels takes 15 ms and finds the same hand
+    small = resize(image[None], max(1, round(height * scale)), max(1, round(width * scale)))[0]
+    redness = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2LAB)[..., 1], (5, 5), 0)
+    if redness.min() == redness.max():  # nothing stands out
+        return np.zeros((height, width), bool)
+    threshold, _ = cv2.threshold(redness, 0, 255, cv2.THRESH_OTSU)
+    surface, skin = np.median(redness[redness <= threshold]), np.median(redness[redness > threshold])
+    likeness = (redness - surface) / (skin - surface)  # 0 on the surface, 1 on the hand
+    labels = np.where(likeness > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels[likeness > 0.8], labels[likeness < 0] = cv2.GC_FGD, cv2.GC_BGD
+    cv2.setRNGSeed(0)  # GrabCut's k-means draws from the generator of this thread
+    cv2.grabCut(small, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 2, cv2.GC_INIT_WITH_MASK)
+    hand = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    outlines, _ = cv2.findContours(hand, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros(hand.shape, np.float32)
+    cv2.drawContours(filled, sorted(outlines, key=cv2.contourArea)[-1:], -1, 1.0, cv2.FILLED)
+    return cv2.resize(filled, (width, height), interpolation=cv2.INTER_CUBIC) > 0.5
+
+
+def replace_background(image: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Keep the image where the mask is True, put the background elsewhere, blend over one pixel at the edge.
+
+    Args:
+        image, background: uint8 (S, S, 3).
+        mask: bool (S, S).
+
+    Returns:
+        uint8 (S, S, 3).
+    """
+    if mask.dtype != bool or not image.shape == background.shape == (*mask.shape, 3):
+        raise ValueError(
+            f"Received image {image.shape}, {mask.dtype} mask {mask.shape} and background {background.shape}, expected "
+            "(H, W, 3), bool (H, W) and (H, W, 3)."
+        )
+    opacity = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0)[..., None]
+    return np.round(opacity * image + (1 - opacity) * background).astype(np.uint8)
+
+
+# --- folds and splits --------------------------------------------------------------------------------------------
+
+
+def folds(labels: np.ndarray, n_folds: int = 5) -> np.ndarray:
+    """Fold number of each image, int (N,): each class, in its given order, is cut into contiguous blocks.
+
+    Neighbouring photos are near duplicates: a random fold would test on what it trained on. A class with fewer images
+    than folds misses some folds.
+    """
+    labels = np.asarray(labels)
+    if n_folds < 2:
+        raise ValueError(f"Received n_folds={n_folds}, expected at least 2.")
+    fold = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        fold[members] = np.arange(len(members)) * n_folds // len(members)
+    return fold
+
+
+def split(labels: np.ndarray, test_fraction: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted, disjoint indices (train, test): of each class one contiguous block, chosen by the seed, is for testing.
+
+    The block is one of ``round(1 / test_fraction)`` folds. A class of one image trains.
+    """
+    if not 0 < test_fraction <= 0.5:
+        raise ValueError(f"Received test_fraction={test_fraction}, expected more than 0 and at most 0.5.")
+    labels, n_folds = np.asarray(labels), round(1 / test_fraction)
+    rng, fold = np.random.default_rng(seed), folds(labels, n_folds)
+    tests = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = labels == label
+        chosen = rng.choice(np.unique(fold[members]))
+        tests |= members & (fold == chosen) & (members.sum() > 1)
+    return np.flatnonzero(~tests), np.flatnonzero(tests)
+
+
+# --- a folder of classes -----------------------------------------------------------------------------------------
+
+
+def load_folder(folder: str | Path, image_size: int = 96, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
+    """Load a folder that holds one sub-folder of photos a class. Classes are sorted, files in natural order.
+
+    ``folder/masks/<class>/<stem>.png`` (grey, > 127 is the object) may hold masks: for every photo or for none.
+    Hidden files and folders are ignored, unreadable images skipped with one warning that names them.
+
+    Raises:
+        FileNotFoundError: no such folder, or a photo without its mask where there is a folder ``masks``.
+        ValueError: fewer than two classes, a class without a readable image, a mask of another size.
+    """
+    folder = Path(folder).expanduser()
+    find_mask = _read_mask if (folder / "masks").is_dir() else lambda path, image: None
+    return _load(folder, _list_photos(folder), find_mask, image_size, test_fraction, seed)
+
+
+def _load(folder: Path, photos: dict, find_mask: Callable, image_size: int, test_fraction: float, seed: int) -> Dataset:
+    """Read the photos of each class; ``find_mask(path, image)`` gives the mask of one of them, or None."""
+    paths = [path for files in photos.values() for path in files]
+
+    def read(path: Path) -> tuple[np.ndarray, np.ndarray | None] | str:
+        try:
+            image = _read(path)
+        except (ValueError, OSError) as error:
+            return str(error).removeprefix(f"Cannot read {path}: ").rstrip(".")
+        mask = find_mask(path, image)
+        # Shrunk at once: memory never holds more full photos than there are threads.
+        small_mask = None if mask is None else resize(mask[None], image_size, image_size)[0]
+        return resize(image[None], image_size, image_size)[0], small_mask
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases Python's lock
+        warnings.simplefilter("ignore")  # as in read_image
+        results = list(tqdm(pool.map(read, paths), "reading", len(paths), leave=False, delay=2, disable=None))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    skipped = tuple(f"{name}: {r}" for name, r in zip(names, results, strict=True) if isinstance(r, str))
+    kept = [i for i, result in enumerate(results) if not isinstance(result, str)]
+    labels = np.repeat(np.arange(len(photos)), [len(files) for files in photos.values()])[kept]
+    for label, name in enumerate(photos):
+        if label not in labels:
+            raise ValueError(f"{folder / name} holds no readable image, expected at least one in each class folder.")
+    if skipped:
+        more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        warnings.warn(f"Skipped {len(skipped)} unreadable images: {'; '.join(skipped[:5])}{more}.", stacklevel=3)
+    images, masks = zip(*(results[i] for i in kept), strict=True)
+    masks = None if masks[0] is None else np.stack(masks)
+    names, parts = tuple(names[i] for i in kept), split(labels, test_fraction, seed)
+    return Dataset(np.stack(images), labels, tuple(photos), masks, *parts, names, skipped)
+
+
+def _list_photos(folder: Path) -> dict[str, list[Path]]:
+    """The image files of each class folder, in natural order (IMG_2 before IMG_10)."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}, expected one that holds a sub-folder of photos a class.")
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "masks" and not p.name.startswith("."))
+    if len(classes) < 2:
+        found = f"one class, {classes[0].name}" if classes else "no sub-folder of photos"
+        raise ValueError(f"{folder} holds {found}, expected one sub-folder of photos a class and at least two classes.")
+    return {path.name: _images_in(path) for path in classes}
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The image files in a folder, in natural order (IMG_2 before IMG_10)."""
+    return sorted(
+        (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")),
+        key=lambda f: ([int(p) if p.isdecimal() else p.lower() for p in re.split(r"(\d+)", f.name)], f.name),
+    )
+
+
+def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:
+    """The mask that a folder holds for one of its photos: bool (H, W)."""
+    file = path.parent.parent / "masks" / path.parent.name / f"{path.stem}.png"
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no mask {file}, expected one for every photo, or no folder masks at all.")
+    mask = _read(file)[..., 0] > 127
+    if mask.shape != image.shape[:2]:
+        raise ValueError(f"The mask {file} has shape {mask.shape}, expected that of its photo, {image.shape[:2]}.")
+    return mask
+
+
+# --- janken ------------------------------------------------------------------------------------------------------
+
+
+def load_janken(source: str = "janken", image_size: int = 96, n_images: int = 1200, seed: int = 0) -> Dataset:
+    """Rock, paper, scissors: "janken", 167 real photos, or "synthetic", hands that this project renders itself.
+
+    The photos are looked for in $JANKEN_DATASET, then in the cache, then downloaded; their masks are estimated by
+    ``hand_mask``. Of the rendered hands there are ``n_images``, sorted by class; their masks are exact.
+
+    Source of the photos: https://github.com/karaage0703/janken_dataset (MIT).
+    """
+    if source == "synthetic":
+        return _render_janken(image_size, n_images, seed)
+    if source != "janken":
+        raise ValueError(f'Received source={source!r}, expected "janken" or "synthetic".')
+    given = os.environ.get("JANKEN_DATASET")
+    folder = Path(given).expanduser() if given else download_janken()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"$JANKEN_DATASET is {given}, expected a folder that holds choki, gu and pa.")
+    photos = _list_photos(folder)
+    if not set(JANKEN_CLASSES) <= set(photos):
+        raise ValueError(f"{folder} holds the classes {', '.join(photos)}, expected {', '.join(JANKEN_CLASSES)}.")
+    photos = {name: photos[name] for name in JANKEN_CLASSES}  # a clone of the repository may hold others
+    return _load(folder, photos, lambda path, image: hand_mask(image), image_size, 0.2, seed)
+
+
+def _render_janken(image_size: int, n_images: int, seed: int) -> Dataset:
+    if n_images < len(JANKEN_CLASSES):
+        raise ValueError(f"Received n_images={n_images}, expected at least one for each of {JANKEN_CLASSES}.")
+    labels = np.sort(np.arange(n_images) % len(JANKEN_CLASSES))
+    gestures = [JANKEN_CLASSES[label] for label in labels]
+    images, masks = hands.render_hands(gestures, image_size=image_size, seed=seed)
+    names = tuple(f"{gesture}_{i:04d}" for i, gesture in enumerate(gestures))
+    return Dataset(images, labels, JANKEN_CLASSES, masks, *split(labels, seed=seed), names)
+
+
+def download_janken(url: str = JANKEN_URL, cache: str | Path | None = None) -> Path:
+    """Folder of the real photos in the cache; downloads the pinned commit and verifies it if it is not there yet.
+
+    Everything happens in a temporary folder that is renamed at the very end: the cache holds all photos or none.
+
+    Raises:
+        FileNotFoundError: they are not there and FASTER_GRAD_CAM_OFFLINE=1 forbids the download.
+        ConnectionError: the server cannot be reached, or breaks off.
+        ValueError: what came is not the pinned content.
+    """
+    if cache is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "faster-grad-cam"
+    cache = Path(cache)
+    target = cache / f"janken-{JANKEN_COMMIT[:12]}"
+    if target.is_dir():
+        if _digest(target) != JANKEN_SHA256:
+            raise ValueError(f"{target} has been changed, expected the 167 photos of the pinned commit: delete it.")
+        return target
+    if os.environ.get("FASTER_GRAD_CAM_OFFLINE") == "1":
+        raise FileNotFoundError(
+            "The janken photos are not here and FASTER_GRAD_CAM_OFFLINE=1 forbids the download: set $JANKEN_DATASET to "
+            'their folder, or use source="synthetic".'
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".janken-") as temporary:
+        archive, photos = Path(temporary, "archive.zip"), Path(temporary, "photos")
+        _fetch(url, archive)
+        _extract(archive, photos)
+        if (found := _digest(photos)) != JANKEN_SHA256:
+            raise ValueError(f"{url} holds other photos: SHA-256 {found}, expected {JANKEN_SHA256}; nothing was kept.")
+        try:
+            os.replace(photos, target)
+        except OSError:  # another process was faster: its folder holds the same verified photos
+            if not target.is_dir():
+                raise
+    return target
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Download a file, with a progress bar."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open("wb") as file:
+            length = int(answer.headers.get("Content-Length") or 0)
+            with tqdm(desc="janken photos", total=length or None, unit="B", unit_scale=True, disable=None) as bar:
+                while (block := answer.read(1 << 16)) and file.tell() <= JANKEN_MAX_BYTES:
+                    bar.update(file.write(block))
+    except (OSError, HTTPException) as error:
+        raise ConnectionError(f"Could not download {url}: {str(error).strip('<>')}; nothing was kept.") from error
+    if path.stat().st_size < length:  # urllib takes an early end for the end
+        raise ConnectionError(f"{url} broke off after {path.stat().st_size} of {length} bytes; nothing was kept.")
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    """Unpack ``*/(choki|gu|pa)/<file>.jpg`` as ``folder/<class>/<file>.jpg``; refuse members that point elsewhere."""
+    photo = re.compile(rf"[^/]+/({'|'.join(JANKEN_CLASSES)})/([^/\\]+\.(?i:jpe?g))")
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            if sum(member.file_size for member in opened.infolist()) > JANKEN_MAX_BYTES:
+                raise ValueError(f"The archive unpacks to more than {JANKEN_MAX_BYTES} bytes; nothing was kept.")
+            for member in opened.infolist():
+                parts = member.filename.replace("\\", "/").split("/")
+                if parts[0] == "" or ".." in parts or ":" in parts[0]:
+                    raise ValueError(f"The archive member {member.filename!r} leaves its folder; nothing was kept.")
+                is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
+                if is_link or not (match := photo.fullmatch(member.filename)):
+                    continue
+                path = folder / match[1] / match[2]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(member) as source, path.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise ValueError(f"What was downloaded is not an intact zip archive ({error}); nothing was kept.") from error
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the lines "class/name sha256-of-the-file" of all photos, sorted by name."""
+    lines = sorted(
+        f"{path.relative_to(folder).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+        for path in folder.glob("*/*.[jJ]*")
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# --- putting data sets together ----------------------------------------------------------------------------------
+
+
+def add_none(dataset: Dataset, n_images: int | None = None, seed: int = 0) -> Dataset:
+    """Append the class *none*: rendered backgrounds without a hand, by default as many as a class has on average.
+
+    A dataset that has the class already comes back unchanged. Masks of *none* are all False.
+    """
+    if NONE in dataset.class_names:
+        return dataset
+    size = dataset.images.shape[1]
+    n_images = round(len(dataset.images) / len(dataset.class_names)) if n_images is None else n_images
+    if n_images < 1:
+        raise ValueError(f"Received n_images={n_images}, expected at least 1.")
+    rng, labels = np.random.default_rng(seed), np.full(n_images, len(dataset.class_names))
+    none = Dataset(
+        np.stack([hands.render_background(rng, image_size=size) for _ in range(n_images)]),
+        labels,
+        (*dataset.class_names, NONE),
+        None if dataset.masks is None else np.zeros((n_images, size, size), bool),
+        *split(labels, seed=seed),
+        tuple(f"{NONE}_{i:04d}" for i in range(n_images)),
+    )
+    return join(replace(dataset, class_names=none.class_names), none)
+
+
+def join(*datasets: Dataset) -> Dataset:
+    """One dataset of several, in the given order. Masks are None as soon as one of them has none.
+
+    Raises:
+        ValueError: their class names or image sizes differ.
+    """
+    kinds = {(d.class_names, d.images.shape[1:3]) for d in datasets}
+    if len(kinds) != 1:
+        raise ValueError(f"Received datasets of classes and sizes {sorted(kinds)}, expected the same in all.")
+    starts = np.cumsum([0] + [len(d.images) for d in datasets[:-1]])
+    return Dataset(
+        images=np.concatenate([d.images for d in datasets]),
+        labels=np.concatenate([d.labels for d in datasets]),
+        class_names=datasets[0].class_names,
+        masks=None if any(d.masks is None for d in datasets) else np.concatenate([d.masks for d in datasets]),
+        train=np.concatenate([d.train + start for d, start in zip(datasets, starts, strict=True)]),
+        test=np.concatenate([d.test + start for d, start in zip(datasets, starts, strict=True)]),
+        names=tuple(name for d in datasets for name in d.names),
+        skipped=tuple(reason for d in datasets for reason in d.skipped),
+    )

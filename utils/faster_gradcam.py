@@ -1,0 +1,287 @@
+"""Explanations at the price of a forward pass: channel weights averaged per cluster of the embedding space.
+
+After Adapting Grad-CAM for Embedding Networks (arXiv 2001.06538) and Faster-Grad-CAM (shinmura0, 2020). With the unit
+embedding ê of an image, feature maps A and the clusters' centroids m_k and mean channel weights W_k,
+
+    class  y = argmax_j cos(e, w_j)        cluster  k = argmin over the clusters of y of ‖ê − m_k‖
+    heat map  ReLU(Σ_c W_kc · A_c) / max
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from sklearn.cluster import KMeans
+
+from utils import arcface, data, gradcam, heatmap, networks, repro
+from utils.data import NONE
+from utils.runtime import Explanation
+
+FORMAT = 1
+WEIGHTS_FILE, NETWORK_FILE, CLUSTERS_FILE, META_FILE = (
+    "network.weights.h5", "network.keras", "faster_gradcam.npz", "meta.json",
+)  # fmt: skip
+
+
+class FasterGradCAM:
+    """A network and the channel weights of its clusters. Make one with `fit` or `load`.
+
+    Attributes:
+        network: keras.Model, float32 images (N, S, S, 3) of 0..255 → [feature maps (N, h, w, C), embedding (N, D)].
+        class_names: tuple of K names. The class "none", if there is one, has no cluster and gets a map of zeros.
+        prototypes: float32 (D, K), unit columns.
+        centroids: float32 (M, D), mean of the unit embeddings of each cluster.
+        channel_weights: float32 (M, C).
+        cluster_classes: int (M,), the class each cluster belongs to.
+        meta: dict, what `save` writes beside the arrays.
+    """
+
+    def __init__(self, network, class_names, prototypes, centroids, channel_weights, cluster_classes, meta):
+        self.network = network
+        self.class_names = tuple(class_names)
+        self.prototypes, self.centroids = prototypes, centroids
+        self.channel_weights, self.cluster_classes = channel_weights, cluster_classes
+        self.meta = meta
+
+    @classmethod
+    def fit(
+        cls,
+        network: keras.Model,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: tuple[str, ...] | None = None,
+        layer: str | None = None,
+        n_clusters: int = 10,
+        top_channels: int | None = None,
+        seed: int = 0,
+        progress=lambda n_images: None,
+    ) -> "FasterGradCAM":
+        """Harvest the images' channel weights, cluster their embeddings class by class, average per cluster.
+
+        Args:
+            network: images → cosine scores, as `arcface.train` returns it; or any network images → embedding (N, D):
+                then a class's prototype is the mean unit embedding of its images.
+            images: uint8 (N, H, W, 3) that the network was trained on; resized to its size.
+            labels: int (N,), each class with at least one image.
+            class_names: names of the K classes; "class_0", ... if None. One named "none" gets no cluster.
+            layer: name of the layer that gives the feature maps; None: `networks.default_layer`.
+            n_clusters: clusters **per class**; a class with fewer distinct embeddings gets that many.
+            top_channels: keep the largest (signed) channel weights of each cluster and set the others to 0;
+                50 is the paper's setting, None keeps all.
+            seed: of k-means.
+            progress: called after each batch with its number of images.
+        """
+        images, labels, class_names = _check_fit(images, labels, class_names, n_clusters, top_channels)
+        layer = layer or networks.default_layer(network)
+        images = data.resize(images, *network.input_shape[1:3])
+        classifier = network
+        if not isinstance(network.layers[-1], arcface.ArcFace):
+            classifier = _with_prototypes(network, _mean_directions(network, images, labels, len(class_names)))
+        head = classifier.layers[-1]
+        if head.n_classes != len(class_names):
+            raise ValueError(f"The network has {head.n_classes} classes. Received: class names {class_names}")
+
+        explained = np.flatnonzero(np.array(class_names)[labels] != NONE)
+        starts = range(0, len(explained), gradcam.BATCH_SIZE)
+        parts = [explained[i : i + gradcam.BATCH_SIZE] for i in starts]
+        harvest = gradcam.harvest(classifier, ((images[part], labels[part]) for part in parts), layer, progress)
+        clusters = [
+            (k, *_cluster(_unit(harvest.embeddings[own]), harvest.channel_weights[own], n_clusters, seed))
+            for k in np.unique(labels[explained])
+            for own in [labels[explained] == k]
+        ]
+        channel_weights = np.concatenate([weights for _, _, weights in clusters])
+        meta = {
+            "layer": layer, "n_clusters": n_clusters, "top_channels": top_channels, "seed": seed,
+            "n_images": len(explained),
+        }  # fmt: skip
+        maps = networks.get_layer(classifier, layer).output
+        feature_network = keras.Model(classifier.input, [maps, head.input], name=network.name)
+        feature_network.spec = getattr(network, "spec", None)
+        return cls(
+            feature_network,
+            class_names,
+            _unit(head.kernel.numpy(), axis=0),
+            np.concatenate([centroids for _, centroids, _ in clusters]),
+            channel_weights if top_channels is None else _keep_largest(channel_weights, top_channels),
+            np.concatenate([np.full(len(centroids), k) for k, centroids, _ in clusters]),
+            meta,
+        )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width the network works at, in pixels."""
+        return self.network.input_shape[1:3]
+
+    def explain(self, images: np.ndarray, batch_size: int = 128) -> Explanation:
+        """Label and heat map of each image, from forward passes only.
+
+        Args:
+            images: uint8 RGB (N, H, W, 3) or (H, W, 3), any size.
+        """
+        images = data.check_images(images)
+        height, width = images.shape[1:3]
+        maps, embeddings = networks.forward(self.network, data.resize(images, *self.image_size), batch_size)
+        embeddings = _unit(embeddings)
+        scores = embeddings @ self.prototypes
+        labels = scores.argmax(axis=1)
+        # Unit embeddings: ‖ê − m‖² = 1 − 2 ê·m + ‖m‖², and the 1 does not change which is nearest.
+        distances = (self.centroids**2).sum(axis=1) - 2 * embeddings @ self.centroids.T  # (N, M)
+        distances[labels[:, None] != self.cluster_classes] = np.inf
+        is_none = np.isinf(distances).all(axis=1)
+        clusters = np.where(is_none, -1, distances.argmin(axis=1))
+        weights = np.where(is_none[:, None], 0, self.channel_weights[clusters])  # (N, C)
+        raw_maps = np.matmul(maps.reshape(len(maps), -1, maps.shape[-1]), weights[..., None])
+        heatmaps = heatmap.finish(raw_maps.reshape(maps.shape[:3]), height, width)
+        return Explanation(labels, self.class_names, scores, heatmaps, clusters, embeddings)
+
+    def classifier(self) -> keras.Model:
+        """images → cosine scores (N, K): what exact Grad-CAM differentiates, with this explainer's prototypes."""
+        embedding = keras.Model(self.network.input, self.network.output[1], name=self.network.name)
+        embedding.spec = self.network.spec
+        return _with_prototypes(embedding, self.prototypes)
+
+    def save(self, folder: str | os.PathLike, **info) -> None:
+        """Write network, clusters and ``meta.json`` into the folder (made if need be); other files in it stay.
+
+        Every file appears by atomic rename, ``meta.json`` last; it holds the others' checksums, so that a mixture of
+        two models is found out on loading.
+
+        Args:
+            info: more for ``meta.json``, such as the measured accuracy; must be JSON.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = self.network.spec
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            new = Path(temporary)
+            if spec:
+                self.network.save_weights(new / WEIGHTS_FILE)
+            else:
+                self.network.save(new / NETWORK_FILE)
+            np.savez(new / CLUSTERS_FILE, **arrays)
+            checksums = {file.name: _sha256(file) for file in sorted(new.iterdir())}
+            meta = self.meta | info | {
+                "format": FORMAT, "class_names": list(self.class_names), "image_size": list(self.image_size),
+                "network": spec and spec.asdict(), "versions": repro.versions(), "sha256": checksums,
+            }  # fmt: skip
+            (new / META_FILE).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+            for name in (*checksums, META_FILE):
+                os.replace(new / name, folder / name)
+        self.meta = meta
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "FasterGradCAM":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such folder, or a file is missing.
+            ValueError: a file is truncated, foreign, or belongs to another model.
+        """
+        folder = Path(folder)
+        meta = _read_meta(folder)
+        for name, checksum in meta["sha256"].items():
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"The model folder {folder} is incomplete: {name} is missing.")
+            if _sha256(folder / name) != checksum:
+                raise ValueError(f"{folder / name} is damaged or belongs to another model: its checksum differs.")
+        with np.load(folder / CLUSTERS_FILE, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in _ARRAYS}
+        if meta["network"]:
+            spec = networks.Spec(**meta["network"])
+            embedding = networks.embedding_network(spec)
+            maps = networks.get_layer(embedding, meta["layer"]).output
+            network = keras.Model(embedding.input, [maps, embedding.output], name=spec.backbone)
+            network.load_weights(folder / WEIGHTS_FILE)
+            network.spec = spec
+        else:
+            network = keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True)
+            network.spec = None
+        return cls(network, meta["class_names"], **arrays, meta=meta)
+
+
+_ARRAYS = ("prototypes", "centroids", "channel_weights", "cluster_classes")
+
+
+def _check_fit(images, labels, class_names, n_clusters, top_channels):
+    images, labels = data.check_images(images), np.asarray(labels)
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"Expected one integer label for each of the {len(images)} images. "
+            f"Received: shape {labels.shape}, dtype {labels.dtype}"
+        )
+    if class_names is None:
+        class_names = tuple(f"class_{k}" for k in range(labels.max() + 1))
+    missing = [name for k, name in enumerate(class_names) if not (labels == k).any()]
+    if missing or labels.min() < 0 or labels.max() >= len(class_names):
+        raise ValueError(
+            f"Labels must lie in 0..{len(class_names) - 1}, with at least one image of each class. "
+            f"Received: {labels.min()}..{labels.max()}, no image of {missing}"
+        )
+    if set(class_names) == {NONE}:
+        raise ValueError(f"Expected at least one class besides {NONE!r}. Received: {class_names}")
+    if n_clusters < 1 or (top_channels is not None and top_channels < 1):
+        raise ValueError(
+            "n_clusters and top_channels must be at least 1. "
+            f"Received: n_clusters={n_clusters!r}, top_channels={top_channels!r}"
+        )
+    return images, labels, tuple(class_names)
+
+
+def _cluster(embeddings, channel_weights, n_clusters, seed):
+    """k-means of unit embeddings (n, D) → centroids (m, D), mean channel weights (m, C); m ≤ n_clusters, none empty."""
+    distinct = len(np.unique(embeddings.round(6), axis=0))
+    kmeans = KMeans(min(n_clusters, distinct), n_init=10, random_state=seed).fit(embeddings)
+    members = [kmeans.labels_ == k for k in np.unique(kmeans.labels_)]
+    centroids, weights = ([array[own].mean(axis=0) for own in members] for array in (embeddings, channel_weights))
+    return np.stack(centroids), np.stack(weights)
+
+
+def _keep_largest(channel_weights, n_channels):
+    """Zero all but the n largest (signed) weights of each row."""
+    n_channels = min(n_channels, channel_weights.shape[1])
+    kept = np.argpartition(-channel_weights, n_channels - 1, axis=1)[:, :n_channels]
+    result = np.zeros_like(channel_weights)
+    np.put_along_axis(result, kept, np.take_along_axis(channel_weights, kept, axis=1), axis=1)
+    return result
+
+
+def _unit(vectors, axis=-1):
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=axis, keepdims=True), 1e-6)
+
+
+def _mean_directions(network, images, labels, n_classes):
+    """Prototypes (D, K) of a network without a head: the mean unit embedding of each class."""
+    embeddings = _unit(networks.forward(network, images))
+    return np.stack([embeddings[labels == k].mean(axis=0) for k in range(n_classes)], axis=1)
+
+
+def _with_prototypes(network, prototypes):
+    """The network (images → embedding) with an ArcFace head that has these prototypes (D, K)."""
+    head = arcface.ArcFace(prototypes.shape[1], name="arcface")
+    classifier = keras.Model(network.input, head(network.output), name=f"{network.name}_arcface")
+    head.set_weights([prototypes])
+    classifier.spec = getattr(network, "spec", None)
+    return classifier
+
+
+def _sha256(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _read_meta(folder):
+    if not (folder / META_FILE).is_file():
+        raise FileNotFoundError(f"{folder} is not a model folder: it holds no {META_FILE}.")
+    try:
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        files = {CLUSTERS_FILE, WEIGHTS_FILE if meta["network"] else NETWORK_FILE}
+        if meta["format"] == FORMAT and set(meta["sha256"]) == files and {"class_names", "layer"} <= set(meta):
+            return meta
+    except (ValueError, KeyError, TypeError):  # not JSON, or JSON of another kind
+        pass
+    raise ValueError(f"{folder / META_FILE} is damaged, or was not written by this version of Faster-Grad-CAM.")

@@ -1,0 +1,587 @@
+"""Janken hands, drawn from scratch: choki (scissors), gu (rock), pa (paper), each with an exact mask.
+
+A hand is a skeleton in 3-D (millimetres) wrapped in tapered capsules. Pose and viewpoint are drawn at random, the
+capsules go through a z-buffer, and the buffer is shaded: its slope gives the light, its hollows the dark lines
+between fingers. Back and palm, left and right, foreshortening and occlusion all follow from the one skeleton.
+
+    pose ─► capsules (mm) ─► view, project (px) ─► z-buffer + part ids ─► shade ─► composite ─► camera ─► image
+                                                             └─► mask
+
+Hand axes: x to the thumb, y to the fingertips, z out of the back of the hand; the origin is the wrist.
+Camera axes: x to the right, y up, z to the viewer. Image axes: y down. No photo, texture or mesh is read.
+"""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from statistics import NormalDist
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+GESTURES = ("choki", "gu", "pa")  # scissors, rock, paper
+NONE = "none"  # background only
+SIZE_RANGE = (32, 512)  # pixels
+CANVAS_SIDE = 192  # small images are drawn about this large and averaged down
+BLURRED_SIDE = 112  # an out-of-focus background needs no more pixels
+
+# An adult hand in millimetres. Rows: index, middle, ring, little finger.
+KNUCKLES = np.array([[27, 91, 0], [6, 95, 2], [-15, 89, 1], [-33, 78, -3]], float)
+CARPALS = np.array([[15, 8, 0], [5, 6, 1], [-6, 6, 1], [-15, 8, -1]], float)
+PHALANGES = np.array([[43, 25, 17], [47, 29, 18], [44, 27, 18], [35, 20, 16]], float)
+FINGER_RADII = np.array([[10.4, 9.3, 8.2, 6.6], [10.5, 9.5, 8.4, 6.8], [10, 9, 7.9, 6.4], [9, 7.9, 7, 5.6]])
+THUMB_ROOT = np.array([20, 20, -8], float)
+THUMB_LENGTHS = np.array([[45], [33], [21]], float)  # metacarpal, proximal, distal
+THUMB_RADII = np.array([12, 10, 7.4])  # at the last three joints
+HEEL = np.array([[-18, 16, -7], [-31, 56, -6]], float)  # the pad below the little finger
+FOREARM_LENGTH = 450.0  # long enough to reach the border of any frame: hands do not float
+BACK = (0, 0, 1)  # out of the back of the hand
+
+# The thumb: directions of its three bones, then the direction its nail faces.
+THUMBS = {
+    "open": [[.74, .60, -.30], [.62, .76, -.20], [.50, .86, -.10], [.45, -.40, .80]],
+    "beside": [[.52, .80, -.30], [.24, .96, -.12], [.12, .99, -.10], [.75, -.10, .60]],
+    "across": [[.30, .72, -.63], [-.48, .62, -.62], [-.96, .08, -.27], [.25, .30, -.92]],
+    "along": [[.42, .80, -.40], [.05, .97, -.24], [-.25, .95, -.15], [.90, .10, -.42]],
+    "hold": [[.05, .74, -.67], [-.68, .48, -.55], [-.98, .05, -.16], [.20, .35, -.92]],
+}
+PALM_LINES = (  # heart, head and life line in the palm: (x, y, z)
+    [(-43, 62, -11), (-30, 69, -12), (-16, 71, -13), (-2, 75, -13), (7, 84, -12)],
+    [(37, 69, -10), (22, 67, -12), (6, 61, -13), (-10, 53, -14), (-26, 42, -16)],
+    [(37, 69, -10), (22, 64, -13), (11, 52, -16), (5, 38, -18), (5, 22, -18)],
+)
+
+# Part ids. Bones: three for each finger, then the two free ones of the thumb.
+PALM, FOREARM, TENDON, SLEEVE, FIRST_BONE, THUMB_BONE = 1, 2, 3, 4, 5, 17
+TIPS = FIRST_BONE + np.array([2, 5, 8, 11, 13])
+# Marks on the skin of a finger's first, second and third bone: (place along it, side: back +1, palm -1).
+NAIL = (0.9, 1)
+MARKS = ([(0.48, -1)], [(0.0, -1), (0.0, 1), (0.14, 1)], [(0.0, -1), (0.05, 1), NAIL])  # all but NAIL: creases
+
+# Skin in CIELAB (D65), from very pale to very dark: lightness falls, chroma peaks in the middle.
+SKIN_LAB = np.array([[80, 10, 14], [75, 12, 18], [69, 14, 21], [61, 15, 23], [51, 16, 23], [41, 14, 18], [31, 10, 12]],
+                    float)
+PALM_LAB = np.array([78, 19, 15], float)  # palms tend towards this, most of all on dark skin
+RELIEF = 0.75  # slopes are shaded a little flatter than they are: skin scatters light
+WARMTH = (0.09, -0.02, -0.06)  # added in full shadow, R G B: shadows on skin lose red last
+GAUSSIAN = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)  # of a random byte
+
+
+# ---------------------------------------------------------------------------------------------------- backgrounds
+def _skin_colour(rng):
+    """Colours of the back and the palm of one random hand: float RGB (2, 3) in 0..255, every tone equally likely."""
+    position = rng.uniform(0, len(SKIN_LAB) - 1)
+    low = int(position)
+    lab = SKIN_LAB[low] + (position - low) * (SKIN_LAB[low + 1] - SKIN_LAB[low]) + rng.normal(0, 1.2, 3)
+    palm = lab + np.interp(lab[0], (31, 60, 80), (0.42, 0.28, 0.24)) * (PALM_LAB - lab)
+    return 255.0 * cv2.cvtColor(np.float32([[lab, palm]]), cv2.COLOR_LAB2RGB)[0]
+
+
+def _colour(rng):
+    """A random, rather muted RGB colour: float32 (3,)."""
+    return (rng.uniform(25, 235) + rng.normal(0, rng.uniform(2, 24), 3)).astype(np.float32)
+
+
+def _noise(rng, size, rows, columns, channels=1):
+    """Smooth noise in about ±0.5: float32 (S,S,channels), one random value for each of rows × columns cells."""
+    cells = rng.random((rows, columns, channels), np.float32) - np.float32(0.5)
+    return cv2.resize(cells, (size, size), interpolation=cv2.INTER_CUBIC).reshape(size, size, channels)
+
+
+def _ramps(size, angle):
+    """Coordinates along and across a direction, about -1..1: two float32 (S,S,1)."""
+    ramp = np.linspace(-1, 1, size, dtype=np.float32)[:, None]
+    cos, sin = math.cos(angle), math.sin(angle)
+    return (cos * ramp.T + sin * ramp)[..., None], (cos * ramp - sin * ramp.T)[..., None]
+
+
+def _wall(rng, size):
+    colour, (along, _) = _colour(rng), _ramps(size, rng.uniform(0, 2 * math.pi))
+    return colour * (1 + rng.uniform(0, 0.4) * along) + rng.uniform(0, 25) * _noise(rng, size, 5, 5)
+
+
+def _texture(rng, size):
+    cells = int(rng.integers(6, size // 2))
+    coloured = rng.uniform(0, 50) * _noise(rng, size, cells, cells, 3)
+    return _wall(rng, size) + coloured + rng.uniform(10, 110) * _noise(rng, size, cells, cells)
+
+
+def _wood(rng, size):
+    rows = np.arange(size, dtype=np.float32)[:, None, None]
+    grain = 30 * _noise(rng, size, size // 2, 3) + 36 * _noise(rng, size, size // 8, 4)
+    grain += 7 * np.sin((rows + size / 5 * _noise(rng, size, 3, 3)) * (rng.uniform(20, 70) / size))
+    board = ((rows[:, 0, 0] + rng.uniform(0, size)) // (size * rng.uniform(0.18, 0.7))).astype(int)
+    grain += rng.normal(0, 9, board[-1] + 1).astype(np.float32)[board][:, None, None]
+    grain[1:][np.diff(board) > 0] -= 35  # the gap between two boards
+    tone = np.float32([200, 165, 122]) * rng.uniform(0.35, 1.15) + rng.normal(0, 6, 3).astype(np.float32)
+    picture = tone + grain * np.float32([1, .95, .85]) * rng.uniform(0.4, 1.1)
+    return picture if rng.random() < 0.6 else picture.transpose(1, 0, 2)
+
+
+def _cloth(rng, size):
+    (along, across), count = _ramps(size, rng.uniform(0, math.pi)), rng.uniform(4, 28)
+    folds = _noise(rng, size, 3, 6)
+    stripes = np.sin((across + 0.25 * folds) * count)
+    if rng.random() < 0.5:  # checks
+        stripes = 0.5 * (np.sign(stripes) + np.sign(np.sin((along + 0.25 * folds) * count)))
+    return _colour(rng) + stripes * rng.normal(0, 25, 3).astype(np.float32) + 50 * folds
+
+
+def _scatter(rng, picture, count, colour):
+    """Draw boxes, ellipses, rods and polygons into a picture, each in the colour that colour(rng) gives."""
+    size = len(picture)
+    for _ in range(count):
+        fill = colour(rng).tolist()
+        x, y = rng.integers(0, size, 2).tolist()
+        a, b = (1 + size * rng.uniform(0.04, 0.35, 2)).astype(int).tolist()
+        kind = rng.integers(4)
+        if kind == 0:
+            cv2.rectangle(picture, (x - a, y - b), (x + a, y + b), fill, -1)
+        elif kind == 1:
+            cv2.ellipse(picture, (x, y), (a, b), rng.uniform(0, 180), 0, 360, fill, -1)
+        elif kind == 2:
+            cv2.line(picture, (x, y), (x + 2 * a - b, y + a - 2 * b), fill, max(2, min(a, b) // 2))
+        else:
+            corners = np.int32([x, y]) + rng.integers(-a - b, a + b + 1, (4, 2), np.int32)
+            cv2.fillConvexPoly(picture, cv2.convexHull(corners), fill)
+
+
+def _clutter(rng, size):
+    picture = np.ascontiguousarray(_wall(rng, size))
+    _scatter(rng, picture, int(rng.integers(4, 14)), _colour)
+    return picture
+
+
+def _room(rng, size):
+    """A wall with windows, doors or books, at times a curtain."""
+    picture = np.ascontiguousarray(_wall(rng, size))
+    for _ in range(int(rng.integers(1, 5))):
+        x, y, w, h = (size * rng.uniform((-.1, -.1, .08, .2), (.8, .7, .5, .9))).astype(int).tolist()
+        cv2.rectangle(picture, (x, y), (x + w, y + h), _colour(rng).tolist(), -1)
+        cv2.rectangle(picture, (x, y), (x + w, y + h), _colour(rng).tolist(), max(1, size // 50))
+    if rng.random() < 0.4:
+        left, right = sorted(rng.integers(0, size, 2).tolist())
+        folds = np.sin(np.arange(right - left) * (rng.uniform(0.2, 0.8) * 96 / size))
+        picture[:, left:right] = _colour(rng) + 22 * folds[:, None]
+    return picture
+
+
+PAINTERS = (_wood, _wood, _wall, _wall, _texture, _cloth, _clutter, _clutter, _room, _room, _room)
+
+
+def _background(rng, size):
+    """A background before the camera: float32 (S,S,3), about 0..255."""
+    blur = rng.uniform(0.4, 2.5) if rng.random() < 0.6 else 0.0  # out of focus, in 96ths of the picture
+    side = min(size, BLURRED_SIDE) if blur else size
+    picture = np.ascontiguousarray(PAINTERS[rng.integers(len(PAINTERS))](rng, side), np.float32)
+    if rng.random() < 0.3:  # things of skin colour that are no hands
+        _scatter(rng, picture, int(rng.integers(1, 4)), lambda r: _skin_colour(r)[0])
+    if blur:
+        picture = cv2.resize(_gauss(picture, blur * side / 96), (size, size))
+    return picture
+
+
+# -------------------------------------------------------------------------------------------- the hand, millimetres
+class _Hand(NamedTuple):
+    """n tapered capsules, palm first, in hand axes."""
+
+    start: np.ndarray  # (n,3) mm
+    end: np.ndarray  # (n,3) mm
+    radius: np.ndarray  # (n,2) mm, at start and end
+    back: np.ndarray  # (n,3) unit: where the back of the hand, or of this finger bone, faces
+    part: np.ndarray  # (n,) part id
+
+
+def _unit(vectors):
+    return vectors / np.sqrt((vectors * vectors).sum(-1, keepdims=True))
+
+
+def _sample_pose(gesture, rng):
+    """Joint bends (4,3) and spreads (4,) of the fingers in degrees, and the thumb's four directions (4,3)."""
+    fist = rng.normal((84, 107, 60), (6, 5, 7)) + rng.normal(0, 4, (4, 3))
+    straight = np.abs(rng.normal((4, 6, 4), (5, 6, 4), (4, 3)))
+    if gesture == "gu":
+        bends, spreads = fist, np.array([-2, 0, 3, 6])
+        thumbs, mix = ("across", "along"), rng.beta(0.6, 0.9)
+    elif gesture == "choki":
+        bends = np.concatenate([straight[:2], fist[2:]])
+        spreads = np.array([rng.uniform(5, 20), -rng.uniform(4, 16), 2, 6])
+        thumbs, mix = ("hold", "across"), rng.uniform(0, 0.4)
+    else:
+        relaxed = rng.uniform(5, 28) if rng.random() < 0.2 else 0.0
+        bends = straight + relaxed * np.array([1, 1.1, 0.6])
+        spreads = (rng.uniform(-1, 3) if rng.random() < 0.2 else rng.uniform(3, 14)) * np.array([1, .1, -.75, -1.7])
+        thumbs, mix = ("open", "beside"), rng.beta(0.7, 1)
+    directions = (1 - mix) * np.array(THUMBS[thumbs[0]]) + mix * np.array(THUMBS[thumbs[1]])
+    return bends, spreads + rng.normal(0, 1.5, 4), _unit(directions + rng.normal(0, 0.05, (4, 3)))
+
+
+def _build_hand(gesture, rng):
+    """A random hand in the pose of a gesture: _Hand in mm."""
+    bends, spreads, thumb = _sample_pose(gesture, rng)
+    thick = rng.uniform(0.95, 1.22) * (1.06 if gesture == "gu" else 1.0)  # bent fingers bulge
+    # Fingers: bend b turns a bone from the finger's direction towards the palm.
+    bend, spread = np.radians(np.cumsum(bends, 1))[..., None], np.radians(spreads)
+    forward = np.stack([np.sin(spread), np.cos(spread), 0 * spread], 1)[:, None]  # (4,1,3)
+    along = np.cos(bend) * forward - np.sin(bend) * np.array(BACK)  # (4,3,3): finger, bone, axis
+    back = np.sin(bend) * forward + np.cos(bend) * np.array(BACK)
+    lengths = PHALANGES * rng.normal(1, 0.05) * rng.normal(1, 0.025, (4, 1))
+    ends = KNUCKLES[:, None] + np.cumsum(along * lengths[..., None], 1)
+    starts = ends - along * lengths[..., None]
+    finger_radii = np.stack([FINGER_RADII[:, :3], FINGER_RADII[:, 1:]], -1)  # (4,3,2)
+
+    thumb_ends = THUMB_ROOT + np.cumsum(thumb[:3] * THUMB_LENGTHS, 0)
+    thumb_back = _unit(thumb[3] - (thumb[1:3] @ thumb[3])[:, None] * thumb[1:3])
+
+    webs = KNUCKLES + 13 * along[:, 0] - 2 * back[:, 0]
+    fold = 0.5 * (CARPALS[0] + KNUCKLES[0])  # the skin between thumb and index finger is anchored here
+    palm = [
+        *((CARPALS[i], KNUCKLES[i] - (0, 3, 1), 15.5, 12.5) for i in range(4)),
+        *((KNUCKLES[i] - (0, 8, 2), webs[i], 12, 9) for i in range(4)),
+        (HEEL[0], HEEL[1], 16, 13),
+        (THUMB_ROOT, thumb_ends[0], 17, 13),
+        (THUMB_ROOT + 30 * thumb[0], fold + (6, -15, -4), 9, 10),
+        (THUMB_ROOT + 40 * thumb[0], fold + (6, 8, -4), 6, 8),
+        *((CARPALS[i] + (0, 0, 8), KNUCKLES[i] + (0, 1, 8), 4, 7) for i in range(4)),  # tendons, up to the knuckles
+    ]
+    palm_start, palm_end, *palm_radii = map(np.array, zip(*palm, strict=True))
+    return _Hand(
+        np.concatenate([palm_start, starts.reshape(12, 3), thumb_ends[:2]]),
+        np.concatenate([palm_end, ends.reshape(12, 3), thumb_ends[1:]]),
+        thick * np.concatenate([np.stack(palm_radii, 1), finger_radii.reshape(12, 2),
+                                np.stack([THUMB_RADII[:2], THUMB_RADII[1:]], 1)]),
+        np.concatenate([np.tile(BACK, (len(palm), 1)), back.reshape(12, 3), thumb_back]),
+        np.array([PALM] * (len(palm) - 4) + [TENDON] * 4 + [*range(FIRST_BONE, FIRST_BONE + 14)]))
+
+
+# ----------------------------------------------------------------------------------------------- the view, pixels
+class _View(NamedTuple):
+    """The capsules of hand, forearm and sleeve as the camera sees them, in the order they are drawn."""
+
+    ends: np.ndarray  # (m,2,4): start and end; x, y, z, radius in pixels, y down
+    back: np.ndarray  # (m,3) in camera axes
+    part: np.ndarray  # (m,)
+    palm_lines: list  # of (k,2) x, y in pixels
+    scale: float  # pixels a millimetre
+
+
+def _rotation(yaw, pitch, roll):
+    """Hand axes to camera axes (3,3): degrees about y, then x, then z."""
+    (ca, cb, cc), (sa, sb, sc) = np.cos(np.radians([yaw, pitch, roll])), np.sin(np.radians([yaw, pitch, roll]))
+    about_y = np.array([[ca, 0, sa], [0, 1, 0], [-sa, 0, ca]])
+    about_x = np.array([[1, 0, 0], [0, cb, -sb], [0, sb, cb]])
+    about_z = np.array([[cc, -sc, 0], [sc, cc, 0], [0, 0, 1]])
+    return about_z @ about_x @ about_y
+
+
+def _sample_view(gesture, rng):
+    """Rotation from hand to camera axes (3,3) and the direction of the forearm in camera axes (3,)."""
+    roll = rng.uniform(-90, 90) if rng.random() < 0.2 else np.clip(rng.normal(0, 18), -40, 40)
+    if gesture == "gu" and rng.random() < 0.33:  # a fist towards the camera, the back of the hand up
+        rotation = _rotation(180 + rng.normal(0, 14), rng.uniform(38, 78), roll / 2)
+        arm = 0.8 * _unit(rotation[:, 1] * (-1, -1, -0.3)) + (rng.normal(0, 0.9), -0.8, -0.2)
+    else:
+        yaw = rng.normal(0, 40 if rng.random() < 0.15 else 18)
+        rotation = _rotation(180 * rng.integers(2) + yaw, rng.normal(0, 13), roll)
+        arm = rotation[:, 1] * (-1, -1, -0.4) + math.sin(math.radians(rng.normal(0, 10))) * rotation[:, 0]
+    return rotation, _unit(arm)
+
+
+def _arm(rotation, arm, rng):
+    """The forearm's capsules in camera axes: start (k,3), end (k,3), radius (k,2), part (k,); a sleeve comes last."""
+    side = _unit(rotation[:, 0] - (rotation[:, 0] @ arm) * arm)
+    start = np.outer((-10, 10), side) - 4 * arm
+    end = np.outer((-19, 19), side) + FOREARM_LENGTH * arm
+    radius, part = rng.uniform(0.9, 1.12) * np.array([[19, 34], [19, 34]]), [FOREARM] * 2
+    if rng.random() < 0.25:
+        cuff = rng.uniform(10, 150)
+        start, end = np.vstack([start, cuff * arm]), np.vstack([end, FOREARM_LENGTH * arm])
+        radius, part = np.vstack([radius, [36 + cuff / 16, 65]]), part + [SLEEVE]
+    return start, end, radius, part
+
+
+def _take_view(hand, gesture, rng, width, height):
+    """Turn, mirror, scale and place a hand on a canvas: _View."""
+    rotation, arm = _sample_view(gesture, rng)
+    arm_start, arm_end, arm_radius, arm_part = _arm(rotation, arm, rng)
+    mirror = np.array([rng.choice((-1, 1)), 1, 1])  # left or right hand
+    turn = rotation.T * mirror  # row vectors: points @ turn
+    ends = np.stack([np.concatenate([arm_start * mirror, hand.start @ turn]),
+                     np.concatenate([arm_end * mirror, hand.end @ turn])], 1)  # (m,2,3)
+    radius = np.concatenate([arm_radius, hand.radius])[..., None]
+    distance = rng.uniform(400, 1200)  # of the camera, mm
+
+    def look(points):
+        """Perspective: x, y in mm at the wrist's distance, z as it is, and the magnification."""
+        near = np.clip(1 / (1 - points[..., 2:] / distance), 0.6, 1.8)
+        return np.concatenate([points[..., :2] * near, points[..., 2:], near], -1)
+
+    seen = look(ends)
+    joints = seen[len(arm_part):, :, :2].reshape(-1, 2)
+    low, high = joints.min(0) - 10, joints.max(0) + 10
+    share = rng.triangular(0.35, 0.65, 0.85) if gesture == "gu" else rng.triangular(0.45, 0.8, 1.1)  # of the frame
+    scale = float(share * min(width, height) / (high - low).max())
+    centre = np.array([width, height]) * (0.5 + np.clip(rng.normal(0, 0.1, 2), -0.2, 0.2) * (1.3 - share))
+    to_pixels, origin = np.array([scale, -scale]), centre - (low + high) / 2 * (scale, -scale)
+    seen[..., 3:] *= radius * scale
+    seen[..., 2] *= scale
+    seen[..., :2] = seen[..., :2] * to_pixels + origin
+    lines = [look(np.array(line, float) @ turn)[:, :2] * to_pixels + origin for line in PALM_LINES]
+    back = np.concatenate([np.tile(BACK @ turn, (len(arm_part), 1)), hand.back @ turn])
+    return _View(seen, back, np.concatenate([arm_part, hand.part]), lines, scale)
+
+
+def _draw_capsule(depth, parts, start, end, part):
+    """Put a tapered capsule into the z-buffer: float32 (H,W) and uint8 (H,W). Ends: (x, y, z, radius) in pixels."""
+    (xa, ya, za, ra), (xb, yb, zb, rb) = start, end
+    height, width = depth.shape
+    x0, x1 = max(int(min(xa - ra, xb - rb)), 0), min(int(max(xa + ra, xb + rb)) + 2, width)
+    y0, y1 = max(int(min(ya - ra, yb - rb)), 0), min(int(max(ya + ra, yb + rb)) + 2, height)
+    if x0 >= x1 or y0 >= y1:
+        return
+    length = max(math.hypot(xb - xa, yb - ya), 1e-3)
+    ux, uy, rise = (xb - xa) / length, (yb - ya) / length, (zb - za) / length
+    if length == 1e-3:  # seen end on: a disc, any direction will do
+        ux, uy = 1.0, 0.0
+    x = np.arange(x0, x1, dtype=np.float32) - xa
+    y = np.arange(y0, y1, dtype=np.float32)[:, None] - ya
+    along = x * ux + y * uy
+    off2 = y * ux - x * uy
+    off2 *= off2
+    position = np.maximum(along, 0)
+    if abs(rise) > 0.05:  # seen at a slant, the visible surface belongs to a point further along the axis
+        position = np.sqrt(np.maximum(0.25 * (ra + rb) ** 2 - off2, 0)) * (rise / math.hypot(rise, 1)) + along
+        np.maximum(position, 0, out=position)
+    np.minimum(position, length, out=position)
+    inside = position * ((rb - ra) / length) + ra  # the radius there, then radius² - distance²
+    inside *= inside
+    along -= position
+    along *= along
+    inside -= along
+    inside -= off2
+    top = np.sqrt(np.maximum(inside, 0))
+    position *= rise
+    top += position
+    top += za
+    area = (slice(y0, y1), slice(x0, x1))
+    wins = inside > 0
+    wins &= top > depth[area]
+    np.copyto(depth[area], top, where=wins)
+    np.copyto(parts[area], np.uint8(part), where=wins)
+
+
+def _gauss(values, sigma):
+    """Gaussian blur with a kernel no wider than the eye needs."""
+    return cv2.GaussianBlur(values, (2 * math.ceil(2.2 * sigma) + 1,) * 2, sigma)
+
+
+def _smooth(values, inside, sigma):
+    """Gaussian mean over the pixels inside (float32 0/1): float32 (H,W), 0 far from all of them."""
+    return _gauss(values * inside, sigma) / np.maximum(_gauss(inside, sigma), 1e-3)
+
+
+def _rasterise(view, width, height):
+    """z-buffer of a view: depth float32 (H,W) in pixels, part ids uint8 (H,W), 0 where there is nothing."""
+    depth, parts = np.full((height, width), -1e5, np.float32), np.zeros((height, width), np.uint8)
+    capsules = list(zip(view.ends[:, 0].tolist(), view.ends[:, 1].tolist(), view.part.tolist(), strict=True))
+    dorsal = view.back[0, 2] > -0.5  # else nobody sees the tendons
+    for capsule in (c for c in capsules if c[2] <= FOREARM or (dorsal and c[2] == TENDON)):
+        _draw_capsule(depth, parts, *capsule)
+    inside = parts > 0  # palm and arm are one body under one skin, no bundle of rods: smooth them first
+    np.copyto(depth, _smooth(depth, inside.astype(np.float32), max(1.0, 4.0 * view.scale)), where=inside)
+    for capsule in (c for c in capsules if c[2] > TENDON):
+        _draw_capsule(depth, parts, *capsule)
+    return depth, parts
+
+
+def _ink(view, parts):
+    """Nails and creases: two float32 maps (H,W) in 0..1. A mark shows only where its own part is the visible one."""
+    nails, creases = np.zeros_like(parts), np.zeros_like(parts)
+    thickness = max(1, round(1.4 * view.scale))
+    along = _unit((view.ends[:, 1, :3] - view.ends[:, 0, :3]) * (1, -1, 1))
+    across = np.cross(along, view.back)
+    columns = (column.tolist() for column in (view.part, view.ends, view.back, along, across))
+    for part, (start, end), back, along, across in zip(*columns, strict=True):
+        if part < FIRST_BONE:
+            continue
+        bone = (part - FIRST_BONE) % 3 if part < THUMB_BONE else part - THUMB_BONE + 1
+        for place, side in MARKS[bone]:
+            if side * back[2] < (0.3 if bone == 0 else 0.12):
+                continue  # on the far side
+            x, y, _, radius = (a + place * (b - a) for a, b in zip(start, end, strict=True))
+            x, y = x + 0.75 * side * radius * back[0], y - 0.75 * side * radius * back[1]
+            if (place, side) == NAIL:
+                length, width = (max(math.hypot(*direction[:2]), 0.1) for direction in (along, across))
+                axes = (2.3 * radius * length, 1.6 * radius * width)
+                cv2.ellipse(nails, ((x, y), axes, math.degrees(math.atan2(-along[1], along[0]))), part, -1)
+            else:
+                dx, dy = 0.8 * radius * across[0], -0.8 * radius * across[1]
+                cv2.line(creases, (round(x - dx), round(y - dy)), (round(x + dx), round(y + dy)), part, thickness)
+    if view.back[0, 2] < -0.3:
+        cv2.polylines(creases, [np.int32(np.round(line)) for line in view.palm_lines], False, PALM, thickness)
+    solid = parts > 0
+    return [_gauss(((ink == parts) & solid).astype(np.float32), max(0.6, 0.6 * view.scale)) for ink in (nails, creases)]
+
+
+# -------------------------------------------------------------------------------------------------------- light
+def _sample_light(rng):
+    """Direction towards the light (x right, y down, z to the viewer; mostly from above) and the ambient share."""
+    angle, slant = math.radians(rng.normal(-90, 60)), rng.uniform(0.35, 0.85)
+    return slant * math.cos(angle), slant * math.sin(angle), math.sqrt(1 - slant**2), rng.uniform(0.35, 0.65)
+
+
+def _shift(values, light, distance):
+    """values moved away from the light by distance pixels: float32 (H,W)."""
+    move = np.float32([[1, 0, -light[0] * distance], [0, 1, -light[1] * distance]])
+    return cv2.warpAffine(values, move, values.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+
+
+def _brightness(depth, solid, scale, light):
+    """Brightness, about 1 where the surface faces the viewer, and gloss 0..1: two float32 (H,W)."""
+    surface = _smooth(depth, solid, max(0.7, 1.3 * scale))
+    slope_x, slope_y = (cv2.Sobel(surface, -1, dx, 1 - dx, scale=RELIEF / 8) for dx in (1, 0))
+    steepness = np.sqrt(slope_x * slope_x + slope_y * slope_y + 1)
+    lambert = slope_x * (-light[0] / light[2]) + slope_y * (-light[1] / light[2])  # 1 where it faces the viewer
+    lambert += 1
+    lambert /= steepness
+    np.clip(lambert, 0, 1.3, out=lambert)
+    hollow = np.clip((_smooth(depth, solid, 5 * scale) - surface) / (9 * scale), 0, 1)
+    reach = 9 * scale  # of the shadow that one finger casts on the next
+    shadow = np.clip((_shift(surface, light, reach) - surface - 0.8 * reach) / (6 * scale), 0, 1)
+    brightness = light[3] + (1 - light[3]) * lambert
+    brightness *= (1 - 0.38 * hollow) * (1 - 0.3 * cv2.blur(shadow, (3, 3)))
+    return brightness, lambert / steepness
+
+
+def _albedo(view, parts, rng):
+    """Colours of skin and sleeve: uint8 RGB (H,W,3). Palm and fingertips are pinker; palms of dark skin lighter."""
+    back, palm = _skin_colour(rng)
+    palmar = np.zeros((256, 1))
+    palmar[view.part, 0] = np.clip(0.5 - 0.9 * view.back[:, 2], 0, 1)
+    palmar[FOREARM] *= 0.55
+    table = back + palmar * (palm - back)
+    table[TIPS] *= (1.0, 0.9, 0.92)
+    table[TIPS - 1] *= (1.0, 0.96, 0.97)
+    table[SLEEVE] = _colour(rng)
+    soften = (2 * int(2.2 * view.scale) + 1,) * 2
+    colours = cv2.LUT(cv2.merge([parts] * 3), np.clip(table, 0, 255).astype(np.uint8)[None])
+    return cv2.blur(cv2.blur(colours, soften), soften)
+
+
+def _paint(view, depth, parts, light, rng):
+    """Colour of every pixel (float32 (H,W,3), about 0..255) of a rasterised view."""
+    solid = (parts > 0).astype(np.float32)
+    brightness, gloss = _brightness(depth, solid, view.scale, light)
+    nails, creases = _ink(view, parts)
+    mottle = cv2.resize(_noise(rng, 96, 12, 12)[..., 0], parts.shape[::-1])
+    brightness *= (1 - 0.22 * creases + 0.1 * nails) * (1 + rng.uniform(0.02, 0.14) * mottle)
+    tinted = cv2.merge([brightness * (1 - warmth) + warmth for warmth in WARMTH])
+    colour = cv2.multiply(_albedo(view, parts, rng), tinted, dtype=cv2.CV_32F)
+    highlight = rng.uniform(0, 60) * np.maximum(gloss - 0.93, 0) + 10 * nails
+    return cv2.add(colour, cv2.merge([highlight] * 3))
+
+
+def _draw_hand(gesture, rng, size, light):
+    """A hand before nothing: colour × alpha float32 (S,S,3), alpha float32 (S,S), mask bool (S,S), pixels a mm."""
+    oversampling = max(1, round(CANVAS_SIDE / size))
+    squeeze = rng.choice((1.0, 0.75, rng.uniform(0.75, 1.1)), p=(0.4, 0.35, 0.25))  # 4:3 photos are made square
+    width, height = oversampling * size, round(oversampling * size * squeeze)
+    view = _take_view(_build_hand(gesture, rng), gesture, rng, width, height)
+    # Only the box around the hand is drawn and shaded; the margin is for the blurs.
+    reach = view.ends[..., 3:]
+    low = np.clip((view.ends[..., :2] - reach).min((0, 1)) - 4, 0, (width, height)).astype(int)
+    high = np.clip((view.ends[..., :2] + reach).max((0, 1)) + 4, 0, (width, height)).astype(int)
+    view.ends[..., :2] -= low
+    view = view._replace(palm_lines=[line - low for line in view.palm_lines])
+    depth, parts = _rasterise(view, *(high - low))
+    box = (slice(low[1], high[1]), slice(low[0], high[0]))
+    colour, (alpha, skin) = np.zeros((height, width, 3), np.float32), np.zeros((2, height, width), np.float32)
+    skin[box] = (parts > 0) & (parts != SLEEVE)
+    alpha[box] = _gauss((parts > 0).astype(np.float32), 0.7)
+    colour[box] = cv2.multiply(_paint(view, depth, parts, light, rng), cv2.merge([alpha[box]] * 3))
+    colour, alpha, skin = (cv2.resize(m, (size, size), interpolation=cv2.INTER_AREA) for m in (colour, alpha, skin))
+    return colour, alpha, skin >= 0.5, view.scale / oversampling
+
+
+# --------------------------------------------------------------------------------------------------------- photo
+def _cast_shadow(background, alpha, light, scale, rng):
+    """The background float32 (S,S,3), darker where the hand keeps the light away."""
+    distance = rng.uniform(5, 45) * scale
+    shadow = cv2.resize(_shift(alpha, light, distance), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    shadow = cv2.resize(_gauss(shadow, max(0.3, 0.1 * distance)), alpha.shape)
+    return cv2.multiply(background, cv2.merge([1 - rng.uniform(0, 0.6) * shadow] * 3))
+
+
+def _photograph(picture, rng):
+    """What a camera makes of float32 (S,S,3): exposure, white balance, motion or blur, noise; uint8 (S,S,3)."""
+    size = len(picture)
+    picture = picture * (rng.uniform(0.7, 1.2) * rng.normal(1, 0.04, 3)).astype(np.float32)
+    chance = rng.random()
+    if chance < 0.1:  # motion
+        length, angle = rng.uniform(0.015, 0.035) * size, rng.uniform(0, math.pi)
+        middle = math.ceil(length)
+        dx, dy = round(length * math.cos(angle)), round(length * math.sin(angle))
+        kernel = np.zeros((2 * middle + 1,) * 2, np.float32)
+        cv2.line(kernel, (middle - dx, middle - dy), (middle + dx, middle + dy), 1.0)
+        picture = cv2.filter2D(picture, -1, kernel / kernel.sum())
+    elif chance < 0.65:
+        picture = _gauss(picture, rng.uniform(0.3, 0.9) * size / 96)
+    grain = np.frombuffer(rng.bytes(picture.size), np.uint8).reshape(picture.shape)
+    return cv2.add(picture, cv2.LUT(grain, GAUSSIAN[None] * rng.uniform(0, 7)), dtype=cv2.CV_8U)
+
+
+# -------------------------------------------------------------------------------------------------------- public
+def _check(gestures, image_size):
+    for gesture in gestures:
+        if gesture not in (*GESTURES, NONE):
+            raise ValueError(f"A gesture must be one of {', '.join(GESTURES)}, {NONE}. Received: {gesture!r}")
+    low, high = SIZE_RANGE
+    if isinstance(image_size, bool) or not isinstance(image_size, (int, np.integer)) or not low <= image_size <= high:
+        raise ValueError(f"image_size must be an integer from {low} to {high} pixels. Received: {image_size!r}")
+
+
+def render_background(rng, image_size=96):
+    """A picture without a hand: uint8 RGB (S,S,3).
+
+    rng: np.random.Generator. image_size: S, 32..512. Raises ValueError for any other size.
+    """
+    _check((), image_size)
+    return _photograph(_background(rng, image_size), rng)
+
+
+def render_hand(gesture, rng, image_size=96):
+    """One hand, with its forearm, before a background.
+
+    gesture: one of GESTURES, or "none" for a background alone. rng: np.random.Generator. image_size: S, 32..512.
+    Returns the image, uint8 RGB (S,S,3), and the mask, bool (S,S): skin of hand and bare forearm covers at least half
+    of the pixel, before any blur; a sleeve does not count. Raises ValueError for an unknown gesture or size.
+    """
+    _check((gesture,), image_size)
+    background = _background(rng, image_size)
+    if gesture == NONE:
+        return _photograph(background, rng), np.zeros((image_size, image_size), bool)
+    light = _sample_light(rng)
+    colour, alpha, mask, scale = _draw_hand(gesture, rng, image_size, light)
+    background = _cast_shadow(background, alpha, light, scale, rng)
+    return _photograph(cv2.multiply(background, cv2.merge([1 - alpha] * 3)) + colour, rng), mask
+
+
+def render_hands(gestures, image_size=96, seed=0):
+    """Many hands, one for each name in gestures ("none" = background only).
+
+    Returns images, uint8 RGB (N,S,S,3), and masks, bool (N,S,S). Image i depends on seed, i, gestures[i] and the size
+    alone, so a longer list begins with the same images. Raises ValueError as render_hand does.
+    """
+    gestures = list(gestures)
+    _check(gestures, image_size)
+    images = np.empty((len(gestures), image_size, image_size, 3), np.uint8)
+    masks = np.empty((len(gestures), image_size, image_size), bool)
+
+    def render(i):
+        images[i], masks[i] = render_hand(gestures[i], np.random.default_rng([seed, i]), image_size)
+
+    # NumPy and OpenCV let go of the interpreter lock, but Python in between does not: more threads only queue.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        list(pool.map(render, range(len(gestures))))
+    return images, masks

@@ -1,0 +1,201 @@
+"""The embedding network: images 0..255 in, embedding out, any layer's feature maps on the way.
+
+MobileNetV2 (arXiv 1801.04381) with its preprocessing inside, global average pooling and one dense layer.
+"""
+
+import functools
+import itertools
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+BACKBONES = {"mobilenet_v2": keras.applications.MobileNetV2}
+DEFAULT_LAYER = "block_13_expand_relu"  # the last layer at 1/16 of the image's resolution
+OUTPUT_STRIDES = (32, 16)
+
+# At output stride 16 block 13 no longer halves the maps; the depthwise kernels behind it are spread by 2 instead
+# ("atrous"), so that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv 1606.00915).
+LAST_STRIDE = "block_13"
+DILATED = ("block_14_depthwise", "block_15_depthwise", "block_16_depthwise")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What it takes to build an embedding network again; stored in a model folder's ``meta.json``."""
+
+    backbone: str = "mobilenet_v2"
+    image_size: int = 96
+    alpha: float = 1.0
+    output_stride: int = 16
+    embedding_size: int = 128
+
+    def __post_init__(self):
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"Unknown backbone; choose one of {sorted(BACKBONES)}. Received: {self.backbone!r}")
+        if self.output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}. Received: {self.output_stride!r}")
+        if self.image_size < 32:
+            raise ValueError(f"image_size must be at least 32 pixels. Received: {self.image_size!r}")
+        if self.alpha <= 0 or self.embedding_size < 1:
+            raise ValueError(
+                f"alpha and embedding_size must be positive. Received: {self.alpha!r}, {self.embedding_size!r}"
+            )
+
+    def asdict(self) -> dict:
+        return asdict(self)
+
+
+def embedding_network(spec: Spec | None = None, weights: str | os.PathLike | None = None, seed: int = 0) -> keras.Model:
+    """Build the network: float32 (N, S, S, 3) of values 0..255 → embedding float32 (N, D).
+
+    Args:
+        spec: what to build; ``Spec()`` if None.
+        weights: None (random), ``"imagenet"`` (a file in ``$IMAGENET_WEIGHTS``, else Keras' own download), or the
+            path of a ``.weights.h5`` / ``.h5`` file of keras.applications' backbone without top.
+        seed: of the random initial weights.
+
+    Returns:
+        keras.Model whose ``spec`` attribute is the spec, with a layer "embedding" at its end. With weights given, its
+        BatchNormalization layers are frozen: the published statistics are better than those of a few hundred
+        photos, and in files with the batch norm folded into the kernels they must not be trained at all.
+    """
+    spec = spec or Spec()
+    inputs = keras.Input((spec.image_size, spec.image_size, 3), name="image")
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(inputs)
+    backbone = BACKBONES[spec.backbone](
+        input_tensor=scaled, input_shape=(spec.image_size, spec.image_size, 3), alpha=spec.alpha,
+        include_top=False, weights=None,
+    )  # fmt: skip
+    seeds = itertools.count(seed * 1000)
+    backbone = keras.models.clone_model(backbone, clone_function=lambda layer: _copy_layer(layer, spec, seeds))
+    if weights is not None:
+        _copy_weights(backbone, spec, weights)
+    else:
+        for layer in _batch_norms(backbone):
+            # keras.applications fixes 0.999: after a few hundred steps the statistics would still be half initial.
+            layer.momentum = 0.9
+    pooled = keras.layers.GlobalAveragePooling2D(name="pooling")(backbone.output)
+    initializer = keras.initializers.GlorotUniform(next(seeds))
+    embedding = keras.layers.Dense(
+        spec.embedding_size, use_bias=False, kernel_initializer=initializer, name="embedding"
+    )(pooled)
+    network = keras.Model(backbone.inputs[0], embedding, name=spec.backbone)
+    network.spec = spec
+    return network
+
+
+def map_layers(network: keras.Model) -> list[str]:
+    """Names of the layers that give feature maps (N, h, w, C), from input to output."""
+    return [
+        layer.name
+        for layer in network.layers
+        if not isinstance(layer, keras.layers.InputLayer) and len(getattr(layer.output, "shape", ())) == 4
+    ]
+
+
+def get_layer(network: keras.Model, name: str) -> keras.Layer:
+    """The layer of that name; ValueError that lists the valid names if it does not give feature maps."""
+    if name not in map_layers(network):
+        raise ValueError(
+            f"No layer of that name gives feature maps; choose one of {map_layers(network)}. Received: {name!r}"
+        )
+    return network.get_layer(name)
+
+
+def default_layer(network: keras.Model) -> str:
+    """Where Grad-CAM looks if nobody says: `DEFAULT_LAYER` in our networks, else the last layer that gives maps."""
+    if getattr(network, "spec", None):
+        return DEFAULT_LAYER
+    if not map_layers(network):
+        raise ValueError(f"The network {network.name!r} has no layer that gives feature maps (N, h, w, C).")
+    return map_layers(network)[-1]
+
+
+def score_output(network: keras.Model) -> keras.KerasTensor:
+    """The class scores as a tensor of the network: its output, or what its last softmax receives (the logits)."""
+    last = network.layers[-1]
+    if getattr(last, "activation", None) is not keras.activations.softmax:
+        return last.input if isinstance(last, keras.layers.Softmax) else network.output
+    if isinstance(last, keras.layers.Activation):
+        return last.input
+    logits = keras.ops.matmul(last.input, last.kernel)
+    return logits if last.bias is None else logits + last.bias
+
+
+def _batch_norms(network):
+    return [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+def _copy_layer(layer, spec, seeds):
+    """The layer with seeded initial weights, and as it has to be at the output stride."""
+    config = layer.get_config()
+    for key in {"kernel_initializer", "depthwise_initializer"} & set(config):
+        config[key] = keras.initializers.HeNormal(next(seeds))
+    if spec.output_stride == 16:
+        if layer.name == f"{LAST_STRIDE}_pad":
+            config["padding"] = ((1, 1), (1, 1))  # stride 1 with "valid" needs one pixel on each side
+        elif layer.name == f"{LAST_STRIDE}_depthwise":
+            config["strides"] = (1, 1)
+        elif layer.name in DILATED:
+            config["dilation_rate"] = (2, 2)
+    return layer.__class__.from_config(config)
+
+
+def _copy_weights(backbone, spec, weights):
+    """Fill the backbone from keras.applications' model of those weights, layer by layer; freeze the batch norms."""
+    source = imagenet_file(spec) or "imagenet" if weights == "imagenet" else Path(weights)
+    if source == "imagenet" and os.environ.get("FASTER_GRAD_CAM_OFFLINE") == "1":
+        raise FileNotFoundError(
+            f"No ImageNet weights of {spec.backbone}, alpha {spec.alpha}, in $IMAGENET_WEIGHTS, and "
+            "FASTER_GRAD_CAM_OFFLINE=1 forbids the download; put the file there, or take weights=None."
+        )
+    if isinstance(source, Path) and not source.is_file():
+        raise FileNotFoundError(f"No weights file {source}; expected 'imagenet' or a keras.applications weights file.")
+    # Keras publishes MobileNetV2 weights for these sizes only; kernels do not depend on the size.
+    size = spec.image_size if spec.image_size in (96, 128, 160, 192, 224) else 224
+    build = BACKBONES[spec.backbone]
+    try:
+        published = build(input_shape=(size, size, 3), alpha=spec.alpha, include_top=False, weights=str(source))
+    except Exception as error:  # Keras raises a bare Exception where its download fails
+        what = "weights of" if source == "imagenet" else f"{source}: expected weights of"
+        raise ValueError(
+            f"Cannot load {what} {spec.backbone} without top at alpha {spec.alpha}: {str(error).splitlines()[0]}"
+        ) from error
+    for layer in published.layers:
+        if layer.weights:
+            backbone.get_layer(layer.name).set_weights(layer.get_weights())
+    for layer in _batch_norms(backbone):
+        layer.trainable = False
+
+
+def imagenet_file(spec: Spec) -> Path | None:
+    """The weights file of that backbone in the folder ``$IMAGENET_WEIGHTS``, or None."""
+    folder = os.environ.get("IMAGENET_WEIGHTS")
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"$IMAGENET_WEIGHTS must name a folder of weights files. Received: {folder}")
+    file = Path(folder) / f"{spec.backbone}_{spec.alpha}_imagenet_no_top.weights.h5"
+    return file if file.is_file() else None
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(model):
+    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
+    return tf.function(lambda images: model(images, training=False)).get_concrete_function(signature)
+
+
+def forward(model: keras.Model, images: np.ndarray, batch_size: int = 128):
+    """Run a model on images (N, ...) in batches: its output, or list of outputs, as NumPy arrays.
+
+    Compiled once a model, whatever the number of images: the last, shorter batch causes no new trace.
+    """
+    run = _compiled(model)
+    parts = [run(tf.cast(images[i : i + batch_size], tf.float32)) for i in range(0, len(images), batch_size)]
+    if isinstance(parts[0], list):
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+    return np.concatenate(parts)

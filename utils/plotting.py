@@ -1,0 +1,94 @@
+"""Figures for the notebooks. Every function returns a closed matplotlib Figure: a notebook shows it as its output."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from sklearn.decomposition import PCA
+
+COLORMAP = "turbo"  # as in utils.heatmap
+TILE = 1.5  # inches
+COLOURS = plt.get_cmap("tab10").colors
+
+
+def image_grid(
+    rows: list[list[np.ndarray]], row_titles=None, titles=None, boxes=None, heat: bool = False, width: float = 9.0
+) -> Figure:
+    """Pictures in rows and columns.
+
+    Args:
+        rows: each row a list of images, uint8 RGB (H, W, 3), or heat maps, float (H, W) in [0, 1].
+        row_titles: one text a row, written at its left.
+        titles: like rows, the text above each picture (None: no text).
+        boxes: like rows, (x0, y0, x1, y1) or None.
+        heat: draw the colour bar of the heat maps.
+        width: of the figure in inches.
+    """
+    n_columns = max(map(len, rows))
+    line = 0.25 if titles else 0.05
+    height = len(rows) * (width / n_columns + line)
+    figure, axes = plt.subplots(
+        len(rows), n_columns, figsize=(width, height), squeeze=False, layout="constrained", dpi=80
+    )
+    for i, row in enumerate(rows):
+        for j, ax in enumerate(axes[i]):
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if j >= len(row):
+                ax.set_axis_off()
+                continue
+            ax.imshow(row[j], cmap=COLORMAP, vmin=0, vmax=1 if row[j].dtype.kind == "f" else 255)
+            if titles and titles[i] and titles[i][j]:
+                ax.set_title(titles[i][j], fontsize=9)
+            if boxes and boxes[i] and boxes[i][j]:
+                x0, y0, x1, y1 = boxes[i][j]
+                ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, color="white", lw=3))
+                ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, color="crimson", lw=1.5))
+        if row_titles:
+            axes[i][0].set_ylabel(row_titles[i], fontsize=10)
+    if heat:
+        scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), COLORMAP)
+        figure.colorbar(scale, ax=axes, label="heat", fraction=0.02, pad=0.01)
+    plt.close(figure)
+    return figure
+
+
+def training_curves(history: list[dict]) -> Figure:
+    """Loss (with margin) and validation accuracy (without label and margin) over the training's steps."""
+    steps = [entry["step"] for entry in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained", dpi=80)
+    left.plot(steps, [entry["loss"] for entry in history], "o-", color=COLOURS[0])
+    left.set(title="training loss (with margin)", xlabel="step", yscale="log")
+    right.plot(steps, [entry["validation_accuracy"] for entry in history], "o-", color=COLOURS[1])
+    right.set(title="validation accuracy (no label, no margin)", xlabel="step", ylim=(0, 1.03))
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+    plt.close(figure)
+    return figure
+
+
+def embedding_space(embeddings, labels, class_names, centroids=None, prototypes=None) -> Figure:
+    """The embedding space in 2-D: the two principal components of the unit embeddings.
+
+    Args:
+        embeddings: float (N, D), unit length; labels: int (N,).
+        centroids: float (M, D), drawn as crosses; prototypes: float (D, K), drawn as stars.
+    """
+    pca = PCA(2).fit(embeddings)
+    figure, ax = plt.subplots(figsize=(9, 4.2), layout="constrained", dpi=80)
+    for k, name in enumerate(class_names):
+        points = pca.transform(embeddings[labels == k])
+        ax.scatter(*points.T, s=12, alpha=0.5, color=COLOURS[k], label=name)
+    if centroids is not None:
+        ax.scatter(*pca.transform(centroids).T, marker="X", s=70, color="black", edgecolor="white", label="centroid")
+    if prototypes is not None:
+        ax.scatter(
+            *pca.transform(prototypes.T).T, marker="*", s=220, color=COLOURS[: len(class_names)], edgecolor="black",
+            label="class prototype",
+        )  # fmt: skip
+    shares = pca.explained_variance_ratio_
+    ax.set(xlabel=f"component 1 ({shares[0]:.0%} of the variance)", ylabel=f"component 2 ({shares[1]:.0%})")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    ax.grid(alpha=0.3)
+    plt.close(figure)
+    return figure

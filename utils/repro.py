@@ -1,0 +1,56 @@
+"""Reproducibility: quiet TensorFlow, seeds, deterministic kernels, the version table.
+
+Import this module before anything that imports TensorFlow or Keras: it imports TensorFlow without its start-up log.
+"""
+
+import os
+import platform
+import sys
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "opencv-python", "opencv-python-headless", "matplotlib")
+
+
+@contextmanager
+def _silent_stderr():
+    """Send what C++ code writes to file descriptor 2 to nowhere; Python exceptions pass through."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+# The log differs between machines, and a notebook test compares stderr. TensorFlow 2.21 writes the first lines
+# while its library is being loaded, whatever the log level is; the level is for those that come later.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with _silent_stderr():
+    import tensorflow as tf
+
+import keras  # noqa: E402
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and Keras and make TensorFlow's kernels deterministic.
+
+    On one machine the same seed then gives the same weights, bit for bit. Another CPU may round differently.
+    Deterministic mode stays on for the rest of the process.
+    """
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers: ``{name: version}``."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
