@@ -170,12 +170,12 @@ def _room(rng, size):
 PAINTERS = (_wood, _wood, _wall, _wall, _texture, _cloth, _clutter, _clutter, _room, _room, _room)
 
 
-def _background(rng, size):
-    """A background before the camera: float32 (S,S,3), about 0..255."""
+def _background(rng, size, variety=1.0):
+    """A background before the camera: float32 (S,S,3), about 0..255. PAINTERS stand from plain to busy."""
     blur = rng.uniform(0.4, 2.5) if rng.random() < 0.6 else 0.0  # out of focus, in 96ths of the picture
     side = min(size, BLURRED_SIDE) if blur else size
-    picture = np.ascontiguousarray(PAINTERS[rng.integers(len(PAINTERS))](rng, side), np.float32)
-    if rng.random() < 0.3:  # things of skin colour that are no hands
+    picture = np.ascontiguousarray(PAINTERS[rng.integers(math.ceil(variety * len(PAINTERS)))](rng, side), np.float32)
+    if rng.random() < 0.3 * variety:  # things of skin colour that are no hands
         _scatter(rng, picture, int(rng.integers(1, 4)), lambda r: _skin_colour(r)[0])
     if blur:
         picture = cv2.resize(_gauss(picture, blur * side / 96), (size, size))
@@ -275,15 +275,16 @@ def _rotation(yaw, pitch, roll):
     return about_z @ about_x @ about_y
 
 
-def _sample_view(gesture, rng):
+def _sample_view(gesture, rng, variety):
     """Rotation from hand to camera axes (3,3) and the direction of the forearm in camera axes (3,)."""
-    roll = rng.uniform(-90, 90) if rng.random() < 0.2 else np.clip(rng.normal(0, 18), -40, 40)
-    if gesture == "gu" and rng.random() < 0.33:  # a fist towards the camera, the back of the hand up
+    roll = rng.uniform(-90, 90) if rng.random() < 0.2 * variety else np.clip(rng.normal(0, 18), -40, 40)
+    roll *= variety
+    if gesture == "gu" and rng.random() < 0.33 * variety:  # a fist towards the camera, the back of the hand up
         rotation = _rotation(180 + rng.normal(0, 14), rng.uniform(38, 78), roll / 2)
         arm = 0.8 * _unit(rotation[:, 1] * (-1, -1, -0.3)) + (rng.normal(0, 0.9), -0.8, -0.2)
     else:
-        yaw = rng.normal(0, 40 if rng.random() < 0.15 else 18)
-        rotation = _rotation(180 * rng.integers(2) + yaw, rng.normal(0, 13), roll)
+        yaw = variety * rng.normal(0, 40 if rng.random() < 0.15 else 18)
+        rotation = _rotation(180 * rng.integers(2) + yaw, variety * rng.normal(0, 13), roll)
         arm = rotation[:, 1] * (-1, -1, -0.4) + math.sin(math.radians(rng.normal(0, 10))) * rotation[:, 0]
     return rotation, _unit(arm)
 
@@ -301,9 +302,9 @@ def _arm(rotation, arm, rng):
     return start, end, radius, part
 
 
-def _take_view(hand, gesture, rng, width, height):
+def _take_view(hand, gesture, rng, width, height, variety):
     """Turn, mirror, scale and place a hand on a canvas: _View."""
-    rotation, arm = _sample_view(gesture, rng)
+    rotation, arm = _sample_view(gesture, rng, variety)
     arm_start, arm_end, arm_radius, arm_part = _arm(rotation, arm, rng)
     mirror = np.array([rng.choice((-1, 1)), 1, 1])  # left or right hand
     turn = rotation.T * mirror  # row vectors: points @ turn
@@ -321,8 +322,10 @@ def _take_view(hand, gesture, rng, width, height):
     joints = seen[len(arm_part):, :, :2].reshape(-1, 2)
     low, high = joints.min(0) - 10, joints.max(0) + 10
     share = rng.triangular(0.35, 0.65, 0.85) if gesture == "gu" else rng.triangular(0.45, 0.8, 1.1)  # of the frame
+    usual = 0.65 if gesture == "gu" else 0.85
+    share = usual + variety * (share - usual)
     scale = float(share * min(width, height) / (high - low).max())
-    centre = np.array([width, height]) * (0.5 + np.clip(rng.normal(0, 0.1, 2), -0.2, 0.2) * (1.3 - share))
+    centre = np.array([width, height]) * (0.5 + np.clip(rng.normal(0, 0.1, 2), -0.2, 0.2) * (1.3 - share) * variety)
     to_pixels, origin = np.array([scale, -scale]), centre - (low + high) / 2 * (scale, -scale)
     seen[..., 3:] *= radius * scale
     seen[..., 2] *= scale
@@ -482,12 +485,12 @@ def _paint(view, depth, parts, light, rng):
     return cv2.add(colour, cv2.merge([highlight] * 3))
 
 
-def _draw_hand(gesture, rng, size, light):
+def _draw_hand(gesture, rng, size, light, variety):
     """A hand before nothing: colour × alpha float32 (S,S,3), alpha float32 (S,S), mask bool (S,S), pixels a mm."""
     oversampling = max(1, round(CANVAS_SIDE / size))
     squeeze = rng.choice((1.0, 0.75, rng.uniform(0.75, 1.1)), p=(0.4, 0.35, 0.25))  # 4:3 photos are made square
     width, height = oversampling * size, round(oversampling * size * squeeze)
-    view = _take_view(_build_hand(gesture, rng), gesture, rng, width, height)
+    view = _take_view(_build_hand(gesture, rng), gesture, rng, width, height, variety)
     # Only the box around the hand is drawn and shaded; the margin is for the blurs.
     reach = view.ends[..., 3:]
     low = np.clip((view.ends[..., :2] - reach).min((0, 1)) - 4, 0, (width, height)).astype(int)
@@ -532,54 +535,58 @@ def _photograph(picture, rng):
 
 
 # -------------------------------------------------------------------------------------------------------- public
-def _check(gestures, image_size):
+def _check(gestures, image_size, variety):
     for gesture in gestures:
         if gesture not in (*GESTURES, NONE):
             raise ValueError(f"A gesture must be one of {', '.join(GESTURES)}, {NONE}. Received: {gesture!r}")
     low, high = SIZE_RANGE
     if isinstance(image_size, bool) or not isinstance(image_size, (int, np.integer)) or not low <= image_size <= high:
         raise ValueError(f"image_size must be an integer from {low} to {high} pixels. Received: {image_size!r}")
+    if not 0 < variety <= 1:
+        raise ValueError(f"variety must lie in (0, 1]. Received: {variety!r}")
 
 
-def render_background(rng, image_size=96):
+def render_background(rng, image_size=96, variety=1.0):
     """A picture without a hand: uint8 RGB (S,S,3).
 
-    rng: np.random.Generator. image_size: S, 32..512. Raises ValueError for any other size.
+    rng: np.random.Generator. image_size: S, 32..512. variety: as in render_hand.
     """
-    _check((), image_size)
-    return _photograph(_background(rng, image_size), rng)
+    _check((), image_size, variety)
+    return _photograph(_background(rng, image_size, variety), rng)
 
 
-def render_hand(gesture, rng, image_size=96):
+def render_hand(gesture, rng, image_size=96, variety=1.0):
     """One hand, with its forearm, before a background.
 
     gesture: one of GESTURES, or "none" for a background alone. rng: np.random.Generator. image_size: S, 32..512.
+    variety: in (0, 1]. 1 is everything the renderer can; towards 0 hands stand upright, in the middle and of one size,
+    seen straight from the back or the palm, before plain surfaces. Light, skin and pose vary always.
     Returns the image, uint8 RGB (S,S,3), and the mask, bool (S,S): skin of hand and bare forearm covers at least half
     of the pixel, before any blur; a sleeve does not count. Raises ValueError for an unknown gesture or size.
     """
-    _check((gesture,), image_size)
-    background = _background(rng, image_size)
+    _check((gesture,), image_size, variety)
+    background = _background(rng, image_size, variety)
     if gesture == NONE:
         return _photograph(background, rng), np.zeros((image_size, image_size), bool)
     light = _sample_light(rng)
-    colour, alpha, mask, scale = _draw_hand(gesture, rng, image_size, light)
+    colour, alpha, mask, scale = _draw_hand(gesture, rng, image_size, light, variety)
     background = _cast_shadow(background, alpha, light, scale, rng)
     return _photograph(cv2.multiply(background, cv2.merge([1 - alpha] * 3)) + colour, rng), mask
 
 
-def render_hands(gestures, image_size=96, seed=0):
+def render_hands(gestures, image_size=96, seed=0, variety=1.0):
     """Many hands, one for each name in gestures ("none" = background only).
 
-    Returns images, uint8 RGB (N,S,S,3), and masks, bool (N,S,S). Image i depends on seed, i, gestures[i] and the size
-    alone, so a longer list begins with the same images. Raises ValueError as render_hand does.
+    Returns images, uint8 RGB (N,S,S,3), and masks, bool (N,S,S). Image i depends on seed, i, gestures[i], size and
+    variety alone, so a longer list begins with the same images. Raises ValueError as render_hand does.
     """
     gestures = list(gestures)
-    _check(gestures, image_size)
+    _check(gestures, image_size, variety)
     images = np.empty((len(gestures), image_size, image_size, 3), np.uint8)
     masks = np.empty((len(gestures), image_size, image_size), bool)
 
     def render(i):
-        images[i], masks[i] = render_hand(gestures[i], np.random.default_rng([seed, i]), image_size)
+        images[i], masks[i] = render_hand(gestures[i], np.random.default_rng([seed, i]), image_size, variety)
 
     # NumPy and OpenCV let go of the interpreter lock, but Python in between does not: more threads only queue.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
