@@ -31,7 +31,10 @@ def test_scores_are_cosines_row_by_row_and_class_by_class():
 def test_logits_are_scale_times_cos_of_theta_plus_margin_for_the_own_class_only():
     layer = layer_with([[1.0, 0.0], [0.0, 1.0]], scale=10.0, margin=0.5)
     theta = math.radians(30)
-    expected = [[10 * math.cos(theta + 0.5), 10 * math.sin(theta)], [10 * math.cos(theta), 10 * math.cos(math.pi / 3 + 0.5)]]
+    expected = [
+        [10 * math.cos(theta + 0.5), 10 * math.sin(theta)],
+        [10 * math.cos(theta), 10 * math.cos(math.pi / 3 + 0.5)],
+    ]
     np.testing.assert_allclose(layer(at_angles(30, 30), np.array([0, 1])), expected, rtol=1e-5)
 
 
@@ -150,9 +153,7 @@ def test_ctrl_c_keeps_the_best_weights_so_far():
 
 def test_one_image_a_class_and_no_masks_train():
     images = toy_dataset().images[[0, -1]]
-    dataset = data.Dataset(
-        images, np.array([0, 1]), ("a", "b"), None, np.array([0, 1]), np.array([], int), ("a", "b")
-    )
+    dataset = data.Dataset(images, np.array([0, 1]), ("a", "b"), None, np.array([0, 1]), np.array([], int), ("a", "b"))
     training = arcface.train(toy_network(), dataset, steps=2, batch_size=2, evaluations=1)
     assert len(training.history) == 1
 

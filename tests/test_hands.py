@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils import hands
+from utils import backgrounds, hands
 
 NAMES = [*hands.GESTURES, hands.NONE]
 GREEN = (0.0, 255.0, 0.0)
@@ -14,7 +14,7 @@ GREEN = (0.0, 255.0, 0.0)
 def studio(monkeypatch):
     """Hands before a green screen: no shadow, no camera effects, no sleeves."""
     arm = hands._arm
-    monkeypatch.setattr(hands, "_background", lambda rng, size: np.full((size, size, 3), GREEN, np.float32))
+    monkeypatch.setattr(backgrounds, "paint", lambda rng, size, *others: np.full((size, size, 3), GREEN, np.float32))
     monkeypatch.setattr(hands, "_cast_shadow", lambda background, *others: background)
     monkeypatch.setattr(hands, "_photograph", lambda picture, rng: np.clip(picture, 0, 255).round().astype(np.uint8))
     monkeypatch.setattr(hands, "_arm", lambda *arguments: tuple(values[:2] for values in arm(*arguments)))
@@ -76,15 +76,15 @@ def test_the_mask_is_exact(studio, size):
 def test_the_mask_follows_the_picture_to_the_pixel(studio, size):
     for seed, gesture in enumerate(hands.GESTURES * 4):
         rng = np.random.default_rng(seed)
-        _, alpha, mask, _ = hands._draw_hand(gesture, rng, size, hands._sample_light(rng))
+        _, _, alpha, mask, _ = hands._draw_hand(gesture, rng, size, hands._sample_light(rng), 1.0)
         rim = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~mask
         assert ((alpha >= 0.5) != mask).sum() < 0.2 * rim.sum()
         assert alpha[mask].min() > 0.25 and alpha[~mask].max() < 0.75
 
 
 def test_a_sleeve_is_no_skin(monkeypatch):
-    monkeypatch.setattr(hands, "_colour", lambda rng: np.float32([0, 0, 250]))  # blue sleeves
-    monkeypatch.setattr(hands, "PAINTERS", (lambda rng, size: np.full((size, size, 3), 128, np.float32),))
+    monkeypatch.setattr(backgrounds, "colour", lambda rng: np.float32([0, 0, 250]))  # blue sleeves
+    monkeypatch.setattr(backgrounds, "PAINTERS", (lambda rng, size: np.full((size, size, 3), 128, np.float32),))
     images, masks = hands.render_hands(["pa"] * 60, seed=6)
     red, _, blue = (images[..., channel].astype(int) for channel in range(3))
     sleeve = blue - red > 60
@@ -92,18 +92,37 @@ def test_a_sleeve_is_no_skin(monkeypatch):
     assert (sleeve & masks).sum() < 0.05 * sleeve.sum()
 
 
-def test_a_capsule_by_hand():
-    depth, parts = np.full((60, 80), -1e5, np.float32), np.zeros((60, 80), np.uint8)
-    hands._draw_capsule(depth, parts, (20.5, 30.5, 5.0, 10.0), (50.5, 30.5, 5.0, 10.0), 7)
-    assert np.isclose((parts == 7).sum(), np.pi * 10**2 + 30 * 20, rtol=0.02)
-    assert np.isclose(depth[30, 35], 5 + np.sqrt(10**2 - 0.5**2))
-    assert np.isclose(depth[23, 35], 5 + np.sqrt(10**2 - 7.5**2))
-    hands._draw_capsule(depth, parts, (35.5, 30.5, 0.0, 6.0), (35.5, 30.5, 0.0, 6.0), 8)
-    assert not (parts == 8).any()  # hidden below
-    hands._draw_capsule(depth, parts, (35.5, 30.5, 30.0, 6.0), (35.5, 30.5, 30.0, 6.0), 9)
-    assert np.isclose((parts == 9).sum(), np.pi * 6**2, rtol=0.05) and depth[30, 35] > 35.9
-    hands._draw_capsule(depth, parts, (-90.0, 30.0, 0.0, 6.0), (-70.0, 30.0, 0.0, 6.0), 10)  # outside the canvas
-    assert not (parts == 10).any()
+def test_capsules_by_hand():
+    buffer = np.full((60, 80), hands.EMPTY, np.float32)
+
+    def draw(part, start, end):
+        hands._draw_capsules(buffer, np.array([[start, end]]), np.array([part]))
+        return (hands._part_ids(buffer) == part).sum()
+
+    assert not hands._part_ids(buffer).any()
+    assert np.isclose(draw(7, (20.5, 30.5, 5, 10), (50.5, 30.5, 5, 10)), np.pi * 10**2 + 30 * 20, rtol=0.02)
+    assert np.isclose(buffer[30, 35], 5 + np.sqrt(10**2 - 0.5**2))
+    assert np.isclose(buffer[23, 35], 5 + np.sqrt(10**2 - 7.5**2))
+    assert draw(8, (35.5, 30.5, 0, 6), (35.5, 30.5, 0, 6)) == 0  # hidden below
+    assert np.isclose(draw(9, (35.5, 30.5, 30, 6), (35.5, 30.5, 30, 6)), np.pi * 6**2, rtol=0.05)  # end on: a disc
+    assert buffer[30, 35] > 35.9
+    assert draw(10, (-90, 30, 0, 6), (-70, 30, 0, 6)) == 0  # outside the canvas
+    before = buffer.copy()
+    hands._draw_capsules(buffer, np.empty((0, 2, 4)), np.empty(0, int))
+    assert np.array_equal(buffer, before)
+
+
+def test_capsules_do_not_depend_on_their_company():
+    rng = np.random.default_rng(0)
+    ends = rng.uniform((-20, -20, -30, 3), (120, 120, 30, 20), (23, 2, 4))
+    part = np.arange(1, 24)
+    together, alone = np.full((2, 100, 100), hands.EMPTY, np.float32)
+    hands._draw_capsules(together, ends, part)
+    for i in range(23):
+        hands._draw_capsules(alone, ends[i:i + 1], part[i:i + 1])
+    assert len(np.unique(hands._part_ids(together))) > 8
+    assert (hands._part_ids(together) != hands._part_ids(alone)).mean() < 0.002  # but for rounding
+    assert np.isclose(together, alone, atol=0.05).mean() > 0.998
 
 
 def test_the_hand_has_human_proportions():
@@ -163,12 +182,72 @@ def test_left_and_right_back_and_palm_all_occur():
     sides, faces = set(), set()
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        view = hands._take_view(hands._build_hand("pa", rng), "pa", rng, 192, 192)
+        view = hands._take_view(hands._build_hand("pa", rng), "pa", rng, 192, 192, 1.0)
         faces.add(view.back[0, 2] > 0)
         across = np.diff(view.ends[-14:-2:3, 0, :2], axis=0).sum(0)  # index to little finger knuckle
         fingers = (view.ends[-14:-2, 1] - view.ends[-14:-2, 0])[:, :2].sum(0)
         sides.add((view.back[0, 2] > 0, across[0] * fingers[1] - across[1] * fingers[0] > 0))
     assert faces == {True, False} and len(sides) == 4
+
+
+@pytest.mark.parametrize("gesture", hands.GESTURES)
+def test_less_variety_gives_hands_more_alike(gesture):
+    def spread(variety):
+        """Standard deviations of the hands' places and of their sizes, in pixels."""
+        views = []
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            views.append(hands._take_view(hands._build_hand(gesture, rng), gesture, rng, 192, 192, variety))
+        joints = np.array([view.ends[-14:, :, :2].reshape(-1, 2) for view in views])
+        middles, sizes = (joints.min(1) + joints.max(1)) / 2, np.ptp(joints, axis=1).max(1)
+        return middles.std(0).mean(), sizes.std()
+
+    (place, size), (narrow_place, narrow_size) = spread(1.0), spread(0.05)
+    assert narrow_place < 0.7 * place and narrow_size < 0.7 * size
+
+
+def test_less_variety_gives_masks_more_alike():
+    wide, narrow = (hands.render_hands(["pa"] * 40, seed=11, variety=variety)[1] for variety in (1.0, 0.05))
+    assert narrow.mean((1, 2)).std() < 0.8 * wide.mean((1, 2)).std()
+    sides = np.stack([narrow[:, :, :48].mean((1, 2)), narrow[:, :, 48:].mean((1, 2))])
+    assert sides.min() > 0.05  # upright and in the middle: something of the hand on either side
+
+
+def test_little_variety_leaves_plain_backgrounds(monkeypatch):
+    used = []
+    painters = [lambda rng, size, i=i: used.append(i) or np.zeros((size, size, 3), np.float32) for i in range(10)]
+    monkeypatch.setattr(backgrounds, "PAINTERS", painters)
+    for seed in range(60):
+        hands.render_background(np.random.default_rng(seed), 32, 0.2)
+    assert set(used) == {0, 1}
+    for seed in range(60):
+        hands.render_background(np.random.default_rng(seed), 32)
+    assert len(set(used)) > 7
+
+
+@pytest.mark.parametrize("painter", sorted(set(backgrounds.PAINTERS), key=lambda painter: painter.__name__))
+@pytest.mark.parametrize("size", [32, 97])
+def test_painters(painter, size):
+    for seed in range(20):
+        picture = painter(np.random.default_rng(seed), size)
+        assert picture.shape == (size, size, 3) and picture.dtype == np.float32
+        assert picture.flags.c_contiguous and np.isfinite(picture).all()
+
+
+def test_the_number_of_threads_does_not_matter(monkeypatch):
+    images, masks = hands.render_hands(NAMES * 3, seed=12)
+    monkeypatch.setattr(hands.os, "cpu_count", lambda: 1)
+    again, masks_again = hands.render_hands(NAMES * 3, seed=12)
+    assert np.array_equal(images, again) and np.array_equal(masks, masks_again)
+
+
+@pytest.mark.parametrize("variety", [0, -0.5, 1.5, float("nan")])
+def test_bad_variety(variety):
+    for call in (lambda: hands.render_hand("gu", np.random.default_rng(0), variety=variety),
+                 lambda: hands.render_hands(["gu"], variety=variety),
+                 lambda: hands.render_background(np.random.default_rng(0), variety=variety)):
+        with pytest.raises(ValueError, match="Received: "):
+            call()
 
 
 @pytest.mark.parametrize("gesture", ["rock", "", None, 1, "Gu"])

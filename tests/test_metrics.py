@@ -15,7 +15,9 @@ def test_heat_in_mask():
 
 
 def test_pointing_game():
-    np.testing.assert_array_equal(metrics.pointing_game(np.stack([HEAT[0], 1 - HEAT[0]]), np.repeat(MASK, 2, 0)), [1, 0])
+    np.testing.assert_array_equal(
+        metrics.pointing_game(np.stack([HEAT[0], 1 - HEAT[0]]), np.repeat(MASK, 2, 0)), [1, 0]
+    )
 
 
 def test_pixel_ap():

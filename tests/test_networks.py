@@ -22,7 +22,9 @@ def test_output_stride(output_stride, side, rng):
 def test_the_same_weights_see_the_same_at_both_strides(rng):
     # A kernel spread by 2 on maps of twice the resolution reads the same neighbours: at every other position,
     # away from the border, both networks agree.
-    coarse, fine = (networks.embedding_network(Spec(**SMALL | {"image_size": 224, "output_stride": s})) for s in (32, 16))
+    coarse, fine = (
+        networks.embedding_network(Spec(**SMALL | {"image_size": 224, "output_stride": s})) for s in (32, 16)
+    )
     for network in (coarse, fine):
         network.set_weights(coarse.get_weights())
     images = rng.integers(0, 255, (1, 224, 224, 3))
@@ -49,7 +51,9 @@ def test_seeded_weights_without_a_global_seed():
 def test_weights_from_a_file_freeze_the_batch_norms(tmp_path, rng):
     published = keras.applications.MobileNetV2(input_shape=(96, 96, 3), alpha=0.35, include_top=False, weights=None)
     published.save_weights(tmp_path / "mine.weights.h5")
-    network = networks.embedding_network(Spec(image_size=96, alpha=0.35, output_stride=32), tmp_path / "mine.weights.h5")
+    network = networks.embedding_network(
+        Spec(image_size=96, alpha=0.35, output_stride=32), tmp_path / "mine.weights.h5"
+    )
     images = rng.integers(0, 255, (2, 96, 96, 3)).astype(np.float32)
     maps = networks.forward(keras.Model(network.input, network.get_layer("out_relu").output), images)
     np.testing.assert_allclose(maps, published(images / 127.5 - 1, training=False), atol=1e-4)
@@ -65,7 +69,9 @@ def test_imagenet_weights_are_looked_for_in_the_folder_first(tmp_path, monkeypat
     published = keras.applications.MobileNetV2(input_shape=(96, 96, 3), alpha=0.35, include_top=False, weights=None)
     published.save_weights(tmp_path / "mobilenet_v2_0.35_imagenet_no_top.weights.h5")
     network = networks.embedding_network(Spec(**SMALL), "imagenet")
-    np.testing.assert_array_equal(network.get_layer("Conv1").get_weights()[0], published.get_layer("Conv1").get_weights()[0])
+    np.testing.assert_array_equal(
+        network.get_layer("Conv1").get_weights()[0], published.get_layer("Conv1").get_weights()[0]
+    )
     monkeypatch.setenv("IMAGENET_WEIGHTS", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"\$IMAGENET_WEIGHTS must name a folder"):
         networks.embedding_network(Spec(**SMALL), "imagenet")
@@ -99,5 +105,7 @@ def test_forward_is_compiled_once_and_keeps_the_order(rng):
     images = rng.integers(0, 255, (5, 64, 64, 3)).astype(np.uint8)
     whole = networks.forward(network, images)
     np.testing.assert_allclose(networks.forward(network, images, batch_size=2), whole, atol=1e-5)
-    both = networks.forward(keras.Model(network.input, [network.get_layer("out_relu").output, network.output]), images, 2)
+    both = networks.forward(
+        keras.Model(network.input, [network.get_layer("out_relu").output, network.output]), images, 2
+    )
     assert [part.shape for part in both] == [(5, 4, 4, 1280), (5, 8)]

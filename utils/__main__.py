@@ -37,6 +37,7 @@ def _parser():
     train.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the model goes")
     train.add_argument("--none", action="store_true", help="add rendered backgrounds as the class none")
     train.add_argument("--n-images", type=int, default=1200, help="number of rendered hands")
+    train.add_argument("--variety", type=float, default=1.0, help="how much rendered hands differ, 0..1")
     train.add_argument("--image-size", type=int, default=96, help="side of the network's input in pixels")
     train.add_argument("--alpha", type=float, default=1.0, help="width of MobileNetV2")
     train.add_argument("--output-stride", type=int, default=16, choices=(16, 32))
@@ -44,9 +45,10 @@ def _parser():
     train.add_argument("--weights", default="imagenet", help="imagenet, none (from scratch), or a file")
     train.add_argument("--steps", type=int, default=400, help="gradient steps")
     train.add_argument("--batch-size", type=int, default=32)
-    train.add_argument("--learning-rate", type=float, help="default: 2e-4, from scratch 2e-3")
+    train.add_argument("--learning-rate", type=float, help="default: 2e-4, from scratch 3e-3")
     train.add_argument("--scale", type=float, default=30.0, help="ArcFace scale")
     train.add_argument("--margin", type=float, default=0.3, help="ArcFace margin in radians")
+    train.add_argument("--augmentation", type=float, default=1.0, help="strength of random change, 0..1")
     train.add_argument("--layer", help="layer of the heat maps")
     train.add_argument("--clusters", type=int, default=10, help="clusters per class")
     train.add_argument("--top-channels", type=int, help="keep only the largest channel weights; the paper: 50")
@@ -77,8 +79,8 @@ def _train(options) -> int:
     layer = networks.get_layer(network, options.layer or networks.default_layer(network)).name
     print(f"{len(dataset.train)} training and {len(dataset.test)} test images of {', '.join(dataset.class_names)}")
     training = arcface.train(
-        network, dataset, options.steps, options.batch_size, options.learning_rate or (2e-4 if weights else 2e-3),
-        options.scale, options.margin, evaluations=min(10, options.steps), seed=options.seed, progress=_print_progress,
+        network, dataset, options.steps, options.batch_size, options.learning_rate or (2e-4 if weights else 3e-3),
+        options.scale, options.margin, options.augmentation, min(10, options.steps), options.seed, _print_progress,
     )  # fmt: skip
     if training.interrupted:
         print(f"interrupted: the best weights so far (step {training.best_step}) are kept")
@@ -99,7 +101,7 @@ def _train(options) -> int:
 
 def _load(source, options):
     if source in ("janken", "synthetic"):
-        return data.load_janken(source, options.image_size, options.n_images, options.seed)
+        return data.load_janken(source, options.image_size, options.n_images, options.variety, options.seed)
     return data.load_folder(source, options.image_size, seed=options.seed)
 
 

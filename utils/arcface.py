@@ -102,6 +102,7 @@ def train(
     learning_rate: float = 2e-4,
     scale: float = 30.0,
     margin: float = 0.3,
+    augmentation: float = 1.0,
     evaluations: int = 10,
     seed: int = 0,
     progress: Callable[[dict], None] = lambda entry: None,
@@ -116,13 +117,14 @@ def train(
         network: float32 (N, S, S, 3) → embedding (N, D), from `networks.embedding_network` or your own.
         dataset: images of the network's size; masks, where known, allow new backgrounds.
         steps: number of gradient steps.
+        augmentation: strength of the random change in geometry and light, 0 (only mirroring and new backgrounds) to 1.
         evaluations: how often the validation images are looked at on the way.
         progress: called after each evaluation with the newest entry of the history.
 
     Raises:
         ValueError: sizes that do not fit, one class only, no training image, or settings out of range.
     """
-    _check_training(network, dataset, steps, batch_size, evaluations)
+    _check_training(network, dataset, steps, batch_size, evaluations, augmentation)
     repro.seed_everything(seed)
     head = ArcFace(len(dataset.class_names), scale, margin, name="arcface")
     # This call comes first: Keras' `layer.input` means the first, and it has to be the embedding alone.
@@ -142,7 +144,8 @@ def train(
     history, losses, best, interrupted = [], [], (math.inf, 0, None), False
     start = time.perf_counter()
     try:
-        for step, (images, labels) in enumerate(_batches(dataset, dataset.train[fit_part], batch_size, steps, seed), 1):
+        batches = _batches(dataset, dataset.train[fit_part], batch_size, steps, augmentation, seed)
+        for step, (images, labels) in enumerate(batches, 1):
             losses.append(trainer.train_on_batch([images, labels], labels))
             if step not in look_at:
                 continue
@@ -170,7 +173,7 @@ def accuracy(network: keras.Model, images: np.ndarray, labels: np.ndarray) -> fl
     return float(np.mean(networks.forward(network, images).argmax(axis=1) == labels))
 
 
-def _check_training(network, dataset, steps, batch_size, evaluations):
+def _check_training(network, dataset, steps, batch_size, evaluations, augmentation):
     size = network.input_shape[1:]
     if dataset.images.shape[1:] != size:
         raise ValueError(f"The network takes images of shape {size}. Received: {dataset.images.shape[1:]}")
@@ -185,18 +188,23 @@ def _check_training(network, dataset, steps, batch_size, evaluations):
             "steps, batch_size and evaluations must be positive, and evaluations at most steps. "
             f"Received: steps={steps!r}, batch_size={batch_size!r}, evaluations={evaluations!r}"
         )
+    if not 0 <= augmentation <= 1:
+        raise ValueError(f"augmentation must lie in [0, 1]. Received: {augmentation!r}")
 
 
-def _batches(dataset, indices, batch_size, steps, seed):
+def _batches(dataset, indices, batch_size, steps, augmentation, seed):
     """Yield ``steps`` augmented batches; a thread prepares the next one while the network trains on this one."""
     by_class = [indices[dataset.labels[indices] == k] for k in range(len(dataset.class_names))]
-    backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed)
+    backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed, augmentation)
 
     def batch(step):
         rng = np.random.default_rng([seed, step])
         chosen = [rng.choice(by_class[k]) for k in rng.permutation(batch_size) % len(by_class)]
         masks = [None] * batch_size if dataset.masks is None else dataset.masks[chosen]
-        images = [augment.augment(dataset.images[j], m, backgrounds, rng) for j, m in zip(chosen, masks, strict=True)]
+        images = [
+            augment.augment(dataset.images[j], mask, backgrounds, rng, augmentation)
+            for j, mask in zip(chosen, masks, strict=True)
+        ]
         return np.stack(images), dataset.labels[chosen].astype(np.int32)
 
     with ThreadPoolExecutor(1) as pool:

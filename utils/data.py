@@ -382,16 +382,19 @@ def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:
 # --- janken ------------------------------------------------------------------------------------------------------
 
 
-def load_janken(source: str = "janken", image_size: int = 96, n_images: int = 1200, seed: int = 0) -> Dataset:
+def load_janken(
+    source: str = "janken", image_size: int = 96, n_images: int = 1200, variety: float = 1.0, seed: int = 0
+) -> Dataset:
     """Rock, paper, scissors: "janken", 167 real photos, or "synthetic", hands that this project renders itself.
 
     The photos are looked for in $JANKEN_DATASET, then in the cache, then downloaded; their masks are estimated by
-    ``hand_mask``. Of the rendered hands there are ``n_images``, sorted by class; their masks are exact.
+    ``hand_mask``. Of the rendered hands there are ``n_images`` of the given variety (see
+    ``hands.render_hand``), sorted by class; their masks are exact.
 
     Source of the photos: https://github.com/karaage0703/janken_dataset (MIT).
     """
     if source == "synthetic":
-        return _render_janken(image_size, n_images, seed)
+        return _render_janken(image_size, n_images, variety, seed)
     if source != "janken":
         raise ValueError(f'Received source={source!r}, expected "janken" or "synthetic".')
     given = os.environ.get("JANKEN_DATASET")
@@ -405,12 +408,12 @@ def load_janken(source: str = "janken", image_size: int = 96, n_images: int = 12
     return _load(folder, photos, lambda path, image: hand_mask(image), image_size, 0.2, seed)
 
 
-def _render_janken(image_size: int, n_images: int, seed: int) -> Dataset:
+def _render_janken(image_size: int, n_images: int, variety: float, seed: int) -> Dataset:
     if n_images < len(JANKEN_CLASSES):
         raise ValueError(f"Received n_images={n_images}, expected at least one for each of {JANKEN_CLASSES}.")
     labels = np.sort(np.arange(n_images) % len(JANKEN_CLASSES))
     gestures = [JANKEN_CLASSES[label] for label in labels]
-    images, masks = hands.render_hands(gestures, image_size=image_size, seed=seed)
+    images, masks = hands.render_hands(gestures, image_size, seed, variety)
     names = tuple(f"{gesture}_{i:04d}" for i, gesture in enumerate(gestures))
     return Dataset(images, labels, JANKEN_CLASSES, masks, *split(labels, seed=seed), names)
 

@@ -20,6 +20,9 @@ OUTPUT_STRIDES = (32, 16)
 # At output stride 16 block 13 no longer halves the maps; the depthwise kernels behind it are spread by 2 instead
 # ("atrous"), so that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv 1606.00915).
 LAST_STRIDE = "block_13"
+# From scratch each residual branch starts at zero: a deep network that begins as a shallow one learns sooner
+# (arXiv 1706.02677, section 5.1).
+RESIDUAL_NORMS = tuple(f"block_{i}_project_BN" for i in (2, 4, 5, 7, 8, 9, 11, 12, 14, 15))
 DILATED = ("block_14_depthwise", "block_15_depthwise", "block_16_depthwise")
 
 
@@ -135,6 +138,8 @@ def _copy_layer(layer, spec, seeds):
     config = layer.get_config()
     for key in {"kernel_initializer", "depthwise_initializer"} & set(config):
         config[key] = keras.initializers.HeNormal(next(seeds))
+    if layer.name in RESIDUAL_NORMS:
+        config["gamma_initializer"] = "zeros"
     if spec.output_stride == 16:
         if layer.name == f"{LAST_STRIDE}_pad":
             config["padding"] = ((1, 1), (1, 1))  # stride 1 with "valid" needs one pixel on each side

@@ -5,7 +5,10 @@ Import this module before anything that imports TensorFlow or Keras: it imports 
 
 import os
 import platform
+import statistics
 import sys
+import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
@@ -43,6 +46,19 @@ def seed_everything(seed: int) -> None:
     """
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
+
+
+def compare_times(runs: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
+    """Time several functions fairly: each once to warm up, then in turn, round after round; median seconds each."""
+    for run in runs.values():
+        run()
+    seconds = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 
-
 @dataclass(frozen=True)
 class Explanation:
     """Labels and heat maps of N images.

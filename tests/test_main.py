@@ -1,0 +1,130 @@
+"""The command line, end to end on tiny networks, and its answers to bad input."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import arcface, data
+from utils.__main__ import main
+
+TINY = [
+    "--weights", "none", "--image-size", "32", "--alpha", "0.35", "--embedding-size", "8", "--steps", "2",
+    "--batch-size", "4",
+]  # fmt: skip
+SYNTHETIC = ["--n-images", "12", "--data", "synthetic"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two classes of three photos each, one more file that is no photo."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for i in range(3):
+            data.write_image(folder / name / f"{i}.png", rng.integers(0, 255, (40, 30, 3)).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """A model folder, made by the command line, and what that printed."""
+    folder, printed = tmp_path_factory.mktemp("models") / "mine", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["train", "--data", str(photos), "--none", "--out", str(folder), *TINY]) == 0
+    return folder, printed.getvalue()
+
+
+@pytest.fixture
+def model(trained):
+    return trained[0]
+
+
+def test_training_on_a_folder_of_classes(trained):
+    folder, printed = trained
+    assert "of cat, dog, none" in printed and "0:00 left" in printed
+    assert "test accuracy (no label, no margin)" in printed
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["class_names"] == ["cat", "dog", "none"] and 0 <= meta["test_accuracy"] <= 1
+    assert meta["training"]["steps"] == 2 and len(meta["data_fingerprint"]) == 16
+
+
+def test_ctrl_c_in_training_on_joined_data_keeps_a_model(tmp_path, capsys, monkeypatch):
+    for i, name in enumerate(("choki", "gu", "pa")):
+        data.write_image(tmp_path / "mine" / name / "1.png", np.full((32, 32, 3), 80 * i, np.uint8))
+    forward, calls = arcface.networks.forward, []
+
+    def press_ctrl_c(*arguments):
+        calls.append(1)
+        if len(calls) == 2:  # the second evaluation
+            raise KeyboardInterrupt
+        return forward(*arguments)
+
+    monkeypatch.setattr(arcface.networks, "forward", press_ctrl_c)
+    model = tmp_path / "model"
+    assert main(["train", *SYNTHETIC, str(tmp_path / "mine"), "--out", str(model), *TINY]) == 130
+    printed = capsys.readouterr().out
+    assert "of choki, gu, pa" in printed and "the best weights so far (step 1) are kept" in printed
+    arguments = ["explain", str(tmp_path / "mine" / "gu"), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+
+
+def test_explaining_files_and_folders(model, photos, tmp_path, capsys):
+    assert main(["explain", str(photos / "cat"), str(photos / "dog" / "1.png"), "--model", str(model),
+                 "--out", str(tmp_path / "out")]) == 0  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and all(line.split("\t")[1] in ("cat", "dog", "none") for line in lines)
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    stems = ["0", "1", "1_2", "2"]  # two files of the same name
+    assert written == sorted(f"{stem}_{kind}.png" for stem in stems for kind in ("heatmap", "overlay"))
+    with (
+        Image.open(tmp_path / "out" / "0_heatmap.png") as heat,
+        Image.open(tmp_path / "out" / "0_overlay.png") as overlay,
+    ):
+        assert heat.mode == "L" and overlay.mode == "RGB" and heat.size == overlay.size == (30, 40)
+
+
+def test_unreadable_images_are_skipped_counted_and_named(model, photos, tmp_path, capsys):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("not an image")
+    good = str(photos / "cat" / "0.png")
+    arguments = ["--model", str(model), "--out", str(tmp_path / "out")]
+    assert main(["explain", str(tmp_path), good, *arguments]) == 0
+    error = capsys.readouterr().err
+    assert "skipped 2 of 3" in error and "empty.jpg" in error and "text.png" in error
+    assert main(["explain", str(tmp_path / "empty.jpg"), *arguments]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["train", "--data", "nowhere", "--out", "m"], "no folder nowhere"),
+        (["train", *SYNTHETIC, "--out", "m", *TINY, "--layer", "x"], "choose one of"),
+        (["train", *SYNTHETIC, "--out", "m", *TINY, "--weights", "no.h5"], "No weights file no.h5"),
+        (["train", *SYNTHETIC, "--out", "m", *TINY, "--alpha", "0"], "must be positive"),
+        (["train", *SYNTHETIC, "--out", "m", *TINY, "--variety", "2"], "variety must lie in"),
+        (["explain", "nowhere.jpg", "--out", "o"], "no file nowhere.jpg"),
+        (["explain", ".", "--out", "o"], "no image file in"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.startswith("error: ") and "Traceback" not in error
+    assert not list(tmp_path.iterdir())  # nothing half-written
+
+
+def test_no_model_there(photos, tmp_path, capsys):
+    assert main(["explain", str(photos / "cat"), "--model", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "is not a model folder" in capsys.readouterr().err
+
+
+def test_help_needs_no_tensorflow():
+    code = "import sys, utils.__main__ as m\ntry: m.main(['-h'])\nfinally: assert 'tensorflow' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0 and "train" in run.stdout and "explain" in run.stdout
