@@ -285,7 +285,7 @@ def _tops(ends, part, corner, columns, rows):
     top *= t
     top += (ra * ra - x * x) - y * y
     flat = top.reshape(len(top), -1)
-    cv2.sqrt(flat, dst=flat)
+    cv2.sqrt(flat, dst=flat)  # NaN outside, without NumPy's warning
     t *= dz
     top += t
     top += za
@@ -315,10 +315,7 @@ def _smooth(values, inside, sigma):
 def _rasterise(view, width, height):
     """z-buffer of a view: depth float32 (H,W) in pixels, part ids uint8 (H,W), 0 where there is nothing."""
     buffer = np.full((height, width), EMPTY, np.float32)
-    bones = view.part >= FIRST_BONE
-    body = ~bones & (view.part != SLEEVE)
-    if view.back[0, 2] < -0.5:
-        body &= view.part != TENDON  # nobody sees the tendons
+    body = view.part <= (TENDON if view.back[0, 2] > -0.5 else FOREARM)  # from the palm nobody sees the tendons
     _draw_capsules(buffer, view.ends[body], view.part[body])
     # Palm and arm are one body under one skin, no bundle of rods: smooth them first.
     parts = _part_ids(buffer)
@@ -326,7 +323,7 @@ def _rasterise(view, width, height):
     smooth &= ~PART_BITS
     smooth |= parts
     cv2.copyTo(smooth.view(np.float32), parts, buffer)
-    above = ~body & (view.part != TENDON)
+    above = view.part > TENDON
     _draw_capsules(buffer, view.ends[above], view.part[above])
     return buffer, _part_ids(buffer)
 
@@ -440,35 +437,24 @@ def _shade(view, depth, parts, light, rng):
     brightness, gloss = _brightness(depth, solid, view.scale, light)
     nails, creases = _ink(view, parts)
     mottle = cv2.resize(backgrounds.noise(rng, 48, 12, 12), parts.shape[::-1])
-    mottle *= rng.uniform(0.02, 0.14)
-    mottle += 1
-    brightness *= mottle
-    nails *= 0.1
-    creases *= -0.22
-    creases += nails
-    creases += 1
-    brightness *= creases
+    brightness *= (1 - 0.22 * creases + 0.1 * nails) * (1 + rng.uniform(0.02, 0.14) * mottle)
     tinted = cv2.merge([brightness * (1 - warmth) + warmth for warmth in WARMTH])
     colour = cv2.multiply(_albedo(view, parts, rng), tinted, dtype=cv2.CV_32F)
-    gloss -= 0.93
-    highlight = cv2.max(gloss, 0.0)
-    highlight *= rng.uniform(0, 60)
-    highlight += 100 * nails
-    colour += cv2.merge([highlight] * 3)
-    return colour
+    highlight = rng.uniform(0, 60) * cv2.max(gloss - 0.93, 0.0) + 10 * nails
+    return cv2.add(colour, cv2.merge([highlight] * 3), dst=colour)
 
 
 def _draw_hand(gesture, rng, size, light, variety):
-    """A hand before nothing, in the box (rows, columns) of the picture that holds it, and nothing but that box:
+    """A hand before nothing, drawn only in the box of the picture that holds it.
 
-    the box, colour float32 (h,w,3), alpha float32 (h,w), mask bool (h,w), and how many pixels a millimetre takes.
+    Returns the box (two slices), colour float32 (h,w,3), alpha float32 (h,w), mask bool (h,w), pixels a millimetre.
     """
     canvas = max(size, CANVAS_SIDE)
     squeeze = rng.uniform(0.75, 1.1)
     squeeze = (1.0, 0.75, squeeze)[bisect((0.4, 0.75), rng.random())]  # 4:3 photos are made square
     width, height = canvas, round(canvas * squeeze)
     view = _take_view(_build_hand(gesture, rng), gesture, rng, width, height, variety)
-    # The box in pixels of the picture, with a margin for the blurs, and the grid of about canvas pixels it is drawn on.
+    # The box in pixels of the picture, with a margin for the blurs; it is drawn on a grid of about canvas pixels.
     to_picture = np.array([size / width, size / height])
     reach = view.ends[..., 3:]
     low = ((view.ends[..., :2] - reach).min((0, 1)) - 4) * to_picture
@@ -491,16 +477,19 @@ def _draw_hand(gesture, rng, size, light, variety):
 
 # --------------------------------------------------------------------------------------------------------- photo
 def _cast_shadow(background, alpha, light, scale, rng):
-    """The background float32 (S,S,3), darker where the hand keeps the light away."""
+    """The background float32 (S,S,3), darker where the hand keeps the light away; in place."""
     distance = rng.uniform(5, 45) * scale
     shadow = cv2.resize(alpha, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)  # soft: a quarter will do
     shadow = gauss(_shift(shadow, light, distance / 4), max(0.3, 0.1 * distance))
     shadow = cv2.resize(1 - rng.uniform(0, 0.6) * shadow, alpha.shape)
-    return cv2.multiply(background, cv2.merge([shadow] * 3))
+    return cv2.multiply(background, cv2.merge([shadow] * 3), dst=background)
 
 
 def _photograph(picture, rng):
-    """What a camera makes of float32 (S,S,3): exposure, white balance, motion or blur, noise; uint8 (S,S,3)."""
+    """What a camera makes of float32 (S,S,3): exposure, white balance, motion or blur, noise; uint8 (S,S,3).
+
+    The picture is used up.
+    """
     size = len(picture)
     gain = (rng.uniform(0.7, 1.2) * rng.normal(1, 0.04, 3)).astype(np.float32)
     chance = rng.random()
@@ -513,8 +502,10 @@ def _photograph(picture, rng):
         picture = cv2.filter2D(picture, -1, kernel / kernel.sum())
     elif chance < 0.65:
         picture = gauss(picture, rng.uniform(0.3, 0.9) * size / 96)
-    picture = picture.reshape(size, -1) * np.tile(gain, size)  # rows of RGBRGB…: quick for NumPy
-    grain = np.frombuffer(rng.bytes(picture.size), np.uint8).reshape(picture.shape)
+    picture = picture.reshape(size, -1)
+    picture *= np.tile(gain, size)  # rows of RGBRGB…: quick for NumPy
+    words = rng.integers(0, 2**64 - 1, picture.size // 8 + 1, np.uint64, endpoint=True)  # the quickest random bytes
+    grain = words.view(np.uint8)[:picture.size].reshape(picture.shape)
     return cv2.add(picture, cv2.LUT(grain, GAUSSIAN[None] * rng.uniform(0, 7)), dtype=cv2.CV_8U).reshape(size, size, 3)
 
 
@@ -546,7 +537,7 @@ def render_hand(gesture, rng, image_size=96, variety=1.0):
     variety: in (0, 1]. 1 is everything the renderer can; towards 0 hands stand upright, in the middle and of one size,
     seen straight from the back or the palm, before plain surfaces. Light, skin and pose vary always.
     Returns the image, uint8 RGB (S,S,3), and the mask, bool (S,S): skin of hand and bare forearm covers at least half
-    of the pixel, before any blur; a sleeve does not count. Raises ValueError for an unknown gesture or size.
+    of the pixel, before any blur; a sleeve does not count. Raises ValueError for a bad gesture, size or variety.
     """
     _check((gesture,), image_size, variety)
     picture, mask = backgrounds.paint(rng, image_size, variety, _skin_tone), np.zeros((image_size, image_size), bool)
