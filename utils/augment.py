@@ -1,7 +1,7 @@
 """Random variation of training images: geometry and light as in the original, and new backgrounds.
 
 With one fixed table behind every hand a network need not look at the hand, and its heat maps show it. So wherever
-a mask is known, the hand is put before something else.
+a mask is known, the hand is put before something else, every time.
 """
 
 import cv2
@@ -15,7 +15,6 @@ SHIFT = 0.2  # of the image's side, either way
 ZOOM = 0.3  # relative, either way
 GAIN = 0.3  # brightness, relative, either way
 TINT = 0.08  # colour cast, relative, standard deviation
-NEW_BACKGROUND = 0.75  # probability
 N_BACKGROUNDS = 300  # rendered once a training; each use flips and turns one of them anew
 
 
@@ -44,9 +43,8 @@ def augment(
     """
     warp = _random_warp(len(image), strength, rng)
     size = image.shape[1::-1]
-    replace = mask is not None and rng.random() < NEW_BACKGROUND
     image = cv2.warpAffine(image, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    if replace:
+    if mask is not None:
         # Outside the photo there is no hand: the border of the mask is 0, not a copy of its edge.
         mask = cv2.warpAffine(mask.astype(np.uint8), warp, size, flags=cv2.INTER_NEAREST)
         background = np.rot90(backgrounds[rng.integers(len(backgrounds))], rng.integers(4))

@@ -144,7 +144,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
     try:
-        Image.fromarray(image).save(draft, Image.registered_extensions()[path.suffix.lower()])
+        Image.fromarray(image).save(draft, Image.registered_extensions()[path.suffix.lower()], quality=95)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

@@ -221,7 +221,7 @@ def _take_view(hand, gesture, rng, width, height, variety):
     joints = seen[len(arm_part):, :, :2].reshape(-1, 2)
     low, high = joints.min(0) - 10, joints.max(0) + 10
     share = rng.triangular(0.35, 0.65, 0.85) if gesture == "gu" else rng.triangular(0.45, 0.8, 1.1)  # of the frame
-    usual = 0.65 if gesture == "gu" else 0.85
+    usual = 0.75 if gesture == "gu" else 0.95
     share = usual + variety * (share - usual)
     scale = float(share * min(width, height) / (high - low).max())
     centre = np.array([width, height]) * (0.5 + np.clip(rng.normal(0, 0.1, 2), -0.2, 0.2) * (1.3 - share) * variety)
@@ -452,7 +452,7 @@ def _draw_hand(gesture, rng, size, light, variety):
     canvas = max(size, CANVAS_SIDE)
     squeeze = rng.uniform(0.75, 1.1)
     squeeze = (1.0, 0.75, squeeze)[bisect((0.4, 0.75), rng.random())]  # 4:3 photos are made square
-    width, height = canvas, round(canvas * squeeze)
+    width, height = canvas, round(canvas * (1 + variety * (squeeze - 1)))
     view = _take_view(_build_hand(gesture, rng), gesture, rng, width, height, variety)
     # The box in pixels of the picture, with a margin for the blurs; it is drawn on a grid of about canvas pixels.
     to_picture = np.array([size / width, size / height])
@@ -468,7 +468,7 @@ def _draw_hand(gesture, rng, size, light, variety):
     colour = _shade(view, depth, parts, light, rng)
     skin = ((parts > 0) & (parts != SLEEVE)).astype(np.float32)
     maps = colour, gauss((parts > 0).astype(np.float32), 0.7), skin
-    if canvas != size or squeeze != 1.0:
+    if canvas != size or height != width:
         maps = (cv2.resize(plane, (high - low).tolist(), interpolation=cv2.INTER_AREA) for plane in maps)
     colour, alpha, skin = maps
     box = slice(low[1], high[1]), slice(low[0], high[0])

@@ -24,7 +24,7 @@ N_FOLDS = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--n-images", type=int, default=600, help="rendered hands beside the photos; 0: photos only")
     options = parser.parse_args()
     photos = data.load_janken("janken")
