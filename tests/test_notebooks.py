@@ -269,3 +269,27 @@ def test_setup_cell_elsewhere(tmp_path):
     assert (here.returncode, here.stdout, here.stderr) == (0, "", "")
     elsewhere = python(setup, Path(tmp_path), dict(os.environ))
     assert "AssertionError: Open this notebook in the project's folder" in elsewhere.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"settings": "SEED = 1"}, id="seed 1"),
+        pytest.param({"settings": "SEED = 2"}, id="seed 2"),
+        pytest.param({"environment": {"TF_ENABLE_ONEDNN_OPTS": "0"}}, id="no oneDNN"),
+        pytest.param({"setup": "IN_COLAB = True"}, id="real photos", marks=pytest.mark.real),
+    ],
+)
+def test_training_notebook_with_other_settings(change, request):
+    if "setup" in change:  # what Colab runs, on photos and weights that lie here
+        request.getfixturevalue("janken_dataset")
+        request.getfixturevalue("imagenet_weights")
+    notebook = nbformat.read(ROOT / "Train_Faster-Grad-CAM.ipynb", as_version=4)
+    settings = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("SOURCE = "))
+    extra = {settings: change.get("setup", ""), settings + 2: change.get("settings", "")}
+    for place, source in extra.items():
+        notebook.cells.insert(place, nbformat.v4.new_code_cell(source))
+    notebook.cells.append(nbformat.v4.new_code_cell("assert accuracy >= 0.97, accuracy"))
+    client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
+    client.execute(env=os.environ | change.get("environment", {}))

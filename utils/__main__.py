@@ -88,8 +88,8 @@ def _train(options) -> int:
         training.network, dataset.images[dataset.train], dataset.labels[dataset.train], dataset.class_names, layer,
         options.clusters, options.top_channels, options.seed,
     )  # fmt: skip
-    info = {"training": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "run"}}
-    info["training"] |= {"best_step": training.best_step, "interrupted": training.interrupted}
+    settings = {name: value for name, value in vars(options).items() if name not in ("run", "out")}
+    info = {"training": settings | {"best_step": training.best_step, "interrupted": training.interrupted}}
     if len(dataset.test):
         accuracy = arcface.accuracy(training.network, dataset.images[dataset.test], dataset.labels[dataset.test])
         info["test_accuracy"] = round(accuracy, 4)

@@ -117,7 +117,7 @@ def train(
         network: float32 (N, S, S, 3) → embedding (N, D), from `networks.embedding_network` or your own.
         dataset: images of the network's size; masks, where known, allow new backgrounds.
         steps: number of gradient steps.
-        augmentation: strength of the random change in geometry and light, 0 (only mirroring and new backgrounds) to 1.
+        augmentation: strength of the random change, 0 (mirroring only) to 1 (see `utils.augment`).
         evaluations: how often the validation images are looked at on the way.
         progress: called after each evaluation with the newest entry of the history.
 

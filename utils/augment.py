@@ -1,7 +1,7 @@
 """Random variation of training images: geometry and light as in the original, and new backgrounds.
 
 With one fixed table behind every hand a network need not look at the hand, and its heat maps show it. So wherever
-a mask is known, the hand is put before something else, every time.
+a mask is known, the hand is put before something else.
 """
 
 import cv2
@@ -36,15 +36,17 @@ def augment(
         image: uint8 RGB (S, S, 3).
         mask: bool (S, S), or None where it is not known: then the background stays.
         backgrounds: uint8 (B, S, S, 3).
-        strength: of the change in geometry and light, 0 (none) to 1.
+        strength: of the change in geometry and light, and probability of a new background, 0 to 1.
+            Mirrored is every second image at any strength.
 
     Returns:
         float32 (S, S, 3), values 0..255.
     """
     warp = _random_warp(len(image), strength, rng)
     size = image.shape[1::-1]
+    new_background = strength == 1 or rng.random() < strength
     image = cv2.warpAffine(image, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    if mask is not None:
+    if mask is not None and new_background:
         # Outside the photo there is no hand: the border of the mask is 0, not a copy of its edge.
         mask = cv2.warpAffine(mask.astype(np.uint8), warp, size, flags=cv2.INTER_NEAREST)
         background = np.rot90(backgrounds[rng.integers(len(backgrounds))], rng.integers(4))

@@ -7,7 +7,6 @@ from matplotlib.patches import Rectangle
 from sklearn.decomposition import PCA
 
 COLORMAP = "turbo"  # as in utils.heatmap
-TILE = 1.5  # inches
 COLOURS = plt.get_cmap("tab10").colors
 
 
@@ -25,8 +24,8 @@ def image_grid(
         width: of the figure in inches.
     """
     n_columns = max(map(len, rows))
-    line = 0.25 if titles else 0.05
-    height = len(rows) * (width / n_columns + line)
+    tile = width * (0.91 if heat else 0.99) / n_columns  # the colour bar takes the rest
+    height = len(rows) * (tile + 0.04) + sum(0.22 for row in titles or () if any(row))
     figure, axes = plt.subplots(
         len(rows), n_columns, figsize=(width, height), squeeze=False, layout="constrained", dpi=80
     )

@@ -1,0 +1,46 @@
+"""What is shipped in data/: the model does what its card says, on images and photos it has not seen."""
+
+import numpy as np
+import pytest
+
+from utils import data, metrics
+from utils.__main__ import DEFAULT_MODEL
+from utils.faster_gradcam import FasterGradCAM
+
+HANDS = DEFAULT_MODEL.parents[1] / "hands"
+
+
+@pytest.fixture(scope="module")
+def faster():
+    return FasterGradCAM.load(DEFAULT_MODEL)
+
+
+def test_the_frozen_hands_are_named_and_found(faster):
+    dataset = data.load_folder(HANDS, 160)
+    assert np.bincount(dataset.labels).tolist() == [10] * 4 and dataset.skipped == ()
+    result = faster.explain(dataset.images)
+    truth = np.array(dataset.class_names)[dataset.labels]
+    assert np.mean(np.array(result.names) == truth) >= 0.85
+    hands = truth != data.NONE
+    share = metrics.heat_in_mask(result.heatmaps[hands], dataset.masks[hands]).mean()
+    assert share > 1.5 * dataset.masks[hands].mean()
+
+
+@pytest.mark.real
+def test_held_out_photos_are_named_and_found(faster, janken_dataset, monkeypatch):
+    monkeypatch.setenv("JANKEN_DATASET", str(janken_dataset))
+    dataset = data.load_janken("janken")
+    test = dataset.test
+    result = faster.explain(dataset.images[test])
+    truth = np.array(dataset.class_names)[dataset.labels[test]]
+    assert np.mean(np.array(result.names) == truth) >= 0.97
+    masks = dataset.masks[test]
+    gaussian = np.repeat(metrics.centre_gaussian(*masks.shape[1:])[None], len(masks), axis=0)
+    assert metrics.heat_in_mask(result.heatmaps, masks).mean() > metrics.heat_in_mask(gaussian, masks).mean()
+
+
+def test_the_folder_is_small_and_has_a_card():
+    files = {path.name: path.stat().st_size for path in DEFAULT_MODEL.iterdir()}
+    assert sum(files.values()) <= 24e6
+    assert set(files) == {"MODEL_CARD.md", "faster_gradcam.npz", "meta.json", "network.weights.h5"}
+    assert str(DEFAULT_MODEL.parents[2]) not in (DEFAULT_MODEL / "meta.json").read_text()
