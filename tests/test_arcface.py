@@ -151,6 +151,11 @@ def test_ctrl_c_keeps_the_best_weights_so_far():
     assert np.isfinite(training.network(dataset.images[:2].astype(np.float32))).all()
 
 
+def test_a_training_that_diverges_says_so():
+    with pytest.raises(ValueError, match="take a lower learning rate. Received: nan"):
+        arcface.train(toy_network(), toy_dataset(), steps=2, batch_size=4, evaluations=1, learning_rate=float("nan"))
+
+
 def test_one_image_a_class_and_no_masks_train():
     images = toy_dataset().images[[0, -1]]
     dataset = data.Dataset(images, np.array([0, 1]), ("a", "b"), None, np.array([0, 1]), np.array([], int), ("a", "b"))

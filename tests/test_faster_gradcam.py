@@ -211,6 +211,23 @@ def test_a_missing_truncated_or_foreign_file_is_named(saved, tmp_path, name):
         FasterGradCAM.load(foreign)
 
 
+@pytest.mark.parametrize(
+    "change", [{"network": {"unknown": 1}}, {"class_names": ["a"]}, {"layer": "block_16_expand_relu"}, {"format": 99}]
+)
+def test_meta_data_of_another_model(saved, tmp_path, change):
+    target = copy(saved[2], tmp_path / "model")
+    meta = json.loads((target / META_FILE).read_text())
+    (target / META_FILE).write_text(json.dumps(meta | change))
+    with pytest.raises(ValueError, match=META_FILE):
+        FasterGradCAM.load(target)
+
+
+def test_a_classifier_is_not_taken_for_an_embedding(network, images, labels):
+    classifier = keras.Model(network.input, keras.layers.Dense(3, activation="softmax")(network.layers[-2].output))
+    with pytest.raises(ValueError, match="ends in a softmax"):
+        FasterGradCAM.fit(classifier, images, labels)
+
+
 def test_no_folder_at_all(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a model folder"):
         FasterGradCAM.load(tmp_path / "nowhere")
@@ -239,8 +256,10 @@ def test_bad_images(saved, images, sentence):
         ({"labels": np.full(12, 5), "class_names": ("a",)}, r"Labels must lie in 0\.\.0"),
         ({"labels": np.zeros(12, int), "class_names": ("none",)}, "besides 'none'"),
         ({"labels": np.arange(12) % 2}, "The network has 3 classes"),
-        ({"labels": np.arange(12) % 3, "n_clusters": 0}, "at least 1"),
-        ({"labels": np.arange(12) % 3, "layer": "missing"}, r"choose one of \['rescaling.*', 'early', 'late'\]"),
+        ({"labels": np.arange(12) % 3, "n_clusters": 0}, "n_clusters must be an integer of at least 1"),
+        ({"labels": np.arange(12) % 3, "top_channels": 2.5}, "top_channels must be an integer"),
+        ({"labels": np.arange(12) % 3, "class_names": ("a", "a", "b")}, "Class names must differ"),
+        ({"labels": np.arange(12) % 3, "layer": "missing"}, r"choose one of \['early', 'late'\]"),
     ],
 )
 def test_bad_fits(network, images, change, sentence):

@@ -157,6 +157,7 @@ def test_images_of_another_size_are_resized_and_maps_come_back_in_it(rng):
         ({"layer": "embedding"}, "No layer of that name gives feature maps"),
         ({"method": "magic"}, "Unknown method; choose one of .*gradcam.* Received: 'magic'"),
         ({"targets": 3}, r"0\.\.2. Received: 3\.\.3"),
+        ({"targets": -1}, r"0\.\.2. Received: -1\.\.-1"),
         ({"targets": [0, 1]}, "one for each of the 7 images"),
         ({"targets": 0.5}, "as integers"),
     ],
@@ -177,3 +178,35 @@ def test_a_network_without_maps():
     inputs = keras.Input((3,))
     with pytest.raises(ValueError, match="no layer that gives feature maps"):
         networks.default_layer(keras.Model(inputs, keras.layers.Dense(2)(inputs)))
+
+
+def test_a_sequential_model_is_a_network_like_any_other(images):
+    functional = gap_classifier()
+    sequential = keras.Sequential([keras.Input((12, 12, 3)), *functional.layers[1:]])
+    np.testing.assert_allclose(gradcam.explain(sequential, images), gradcam.explain(functional, images), atol=1e-6)
+    with pytest.raises(ValueError, match="not built"):
+        gradcam.explain(keras.Sequential([keras.layers.Conv2D(2, 3), keras.layers.Flatten()]), images)
+
+
+def test_maps_inside_a_nested_model_are_asked_for_in_vain(images):
+    inner, inputs = gap_classifier(), keras.Input((12, 12, 3))
+    outer = keras.Model(inputs, inner(keras.layers.Rescaling(2.0)(inputs)))
+    with pytest.raises(ValueError, match="no layer that gives feature maps"):
+        gradcam.explain(outer, images)
+
+
+def test_one_channel_images_of_the_networks_size(rng):
+    inputs = keras.Input((8, 8, 1))
+    maps = keras.layers.Conv2D(2, 3, name="maps")(inputs)
+    network = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(maps))
+    assert gradcam.explain(network, rng.random((2, 8, 8, 1))).shape == (2, 8, 8)
+
+
+def test_nan_and_batches_of_another_size(images):
+    images = images.copy()
+    images[0, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="without NaN"):
+        gradcam.explain(embedding_classifier(), images)
+    for batch in (images[:, :6], images[:0]):
+        with pytest.raises(ValueError, match="The network takes images of shape"):
+            gradcam.harvest(embedding_classifier(), [(batch, 0)])

@@ -275,6 +275,7 @@ def test_setup_cell_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
+        pytest.param({}, id="seed 0"),
         pytest.param({"settings": "SEED = 1"}, id="seed 1"),
         pytest.param({"settings": "SEED = 2"}, id="seed 2"),
         pytest.param({"environment": {"TF_ENABLE_ONEDNN_OPTS": "0"}}, id="no oneDNN"),

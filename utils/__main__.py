@@ -65,7 +65,7 @@ def _parser():
 def _train(options) -> int:
     from utils import repro  # isort: skip  first: it imports TensorFlow quietly
     from utils import arcface, networks
-    from utils.faster_gradcam import FasterGradCAM
+    from utils.faster_gradcam import FasterGradCAM, check_settings
 
     dataset = data.join(*(_load(source, options) for source in options.data))
     dataset = data.add_none(dataset, seed=options.seed) if options.none else dataset
@@ -77,13 +77,16 @@ def _train(options) -> int:
     weights = None if options.weights == "none" else options.weights
     network = networks.embedding_network(spec, weights, options.seed)
     layer = networks.get_layer(network, options.layer or networks.default_layer(network)).name
+    check_settings(options.clusters, options.top_channels)
+    options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
     print(f"{len(dataset.train)} training and {len(dataset.test)} test images of {', '.join(dataset.class_names)}")
     training = arcface.train(
         network, dataset, options.steps, options.batch_size, options.learning_rate or (2e-4 if weights else 3e-3),
         options.scale, options.margin, options.augmentation, min(10, options.steps), options.seed, _print_progress,
     )  # fmt: skip
     if training.interrupted:
-        print(f"interrupted: the best weights so far (step {training.best_step}) are kept")
+        kept = f"the best weights so far (step {training.best_step})" if training.best_step else "the last weights"
+        print(f"interrupted: {kept} are kept")
     faster = FasterGradCAM.fit(
         training.network, dataset.images[dataset.train], dataset.labels[dataset.train], dataset.class_names, layer,
         options.clusters, options.top_channels, options.seed,
@@ -127,7 +130,7 @@ def _explain(options) -> int:
     for path, name in tqdm(files, "explaining", leave=False, delay=2, disable=None):
         try:
             image = data.read_image(path)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             skipped.append(str(error))
             continue
         result = faster.explain(image)

@@ -110,7 +110,8 @@ def train(
     """Train an embedding network in place with ArcFace, on the dataset's training images only.
 
     Adam (amsgrad, as in the original) with a cosine-decayed learning rate; batches hold every class equally often;
-    augmentation as in `utils.augment`. A contiguous eighth of the training images is held out to choose the best
+    augmentation as in `utils.augment`. Seeds and deterministic kernels are set for the whole process
+    (`repro.seed_everything`). A contiguous eighth of the training images is held out to choose the best
     weights (lowest cross-entropy of scale·cos θ, no margin). Ctrl-C ends the training and keeps the best so far.
 
     Args:
@@ -128,10 +129,10 @@ def train(
     repro.seed_everything(seed)
     head = ArcFace(len(dataset.class_names), scale, margin, name="arcface")
     # This call comes first: Keras' `layer.input` means the first, and it has to be the embedding alone.
-    scores = keras.Model(network.input, head(network.output), name=f"{network.name}_arcface")
+    scores = keras.Model(network.inputs[0], head(network.outputs[0]), name=f"{network.name}_arcface")
     scores.spec = getattr(network, "spec", None)
     label = keras.Input((), dtype="int32", name="label")
-    trainer = keras.Model([network.input, label], head(network.output, label))
+    trainer = keras.Model([network.inputs[0], label], head(network.outputs[0], label))
     trainer.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps), amsgrad=True),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -165,6 +166,8 @@ def train(
         interrupted = True
     if best[2] is not None:
         scores.set_weights(best[2])
+    elif not interrupted:
+        raise ValueError(f"The training diverged; take a lower learning rate. Received: {learning_rate!r}")
     return Training(scores, history, best[1], interrupted)
 
 
@@ -174,7 +177,8 @@ def accuracy(network: keras.Model, images: np.ndarray, labels: np.ndarray) -> fl
 
 
 def _check_training(network, dataset, steps, batch_size, evaluations, augmentation):
-    size = network.input_shape[1:]
+    networks.check_network(network)
+    size = network.inputs[0].shape[1:]
     if dataset.images.shape[1:] != size:
         raise ValueError(f"The network takes images of shape {size}. Received: {dataset.images.shape[1:]}")
     present = np.unique(dataset.labels[dataset.train])

@@ -125,9 +125,10 @@ def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
     Raises:
         FileNotFoundError: a path does not exist, or there is no image file at all.
     """
-    files = [f for path in map(Path, paths) for f in (_images_in(path) if path.is_dir() else [path])]
-    if missing := [str(file) for file in files if not file.exists()]:
+    paths = [Path(path) for path in paths]
+    if missing := [str(path) for path in paths if not path.exists()]:
         raise FileNotFoundError(f"There is no file {', '.join(missing)}.")
+    files = [f for path in paths for f in (_images_in(path) if path.is_dir() else [path])]
     if not files:
         raise FileNotFoundError(f"There is no image file in {', '.join(map(str, paths))}.")
     names, taken = [], set()
@@ -141,6 +142,8 @@ def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write uint8 RGB (H, W, 3) or grey (H, W) in the format the suffix names; the file appears as a whole or not."""
     path = Path(path)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"An image file must end in one of {', '.join(IMAGE_SUFFIXES)}. Received: {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
     try:
@@ -363,7 +366,7 @@ def _list_photos(folder: Path) -> dict[str, list[Path]]:
 def _images_in(folder: Path) -> list[Path]:
     """The image files in a folder, in natural order (IMG_2 before IMG_10)."""
     return sorted(
-        (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")),
+        (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and not f.is_dir()),
         key=lambda f: ([int(p) if p.isdecimal() else p.lower() for p in re.split(r"(\d+)", f.name)], f.name),
     )
 

@@ -75,11 +75,18 @@ class FasterGradCAM:
             seed: of k-means.
             progress: called after each batch with its number of images.
         """
-        images, labels, class_names = _check_fit(images, labels, class_names, n_clusters, top_channels)
+        check_settings(n_clusters, top_channels)
+        images, labels, class_names = _check_fit(images, labels, class_names)
+        networks.check_network(network)
         layer = layer or networks.default_layer(network)
-        images = data.resize(images, *network.input_shape[1:3])
+        images = data.resize(images, *network.inputs[0].shape[1:3])
         classifier = network
         if not isinstance(network.layers[-1], arcface.ArcFace):
+            if networks.score_output(network) is not network.outputs[0]:
+                raise ValueError(
+                    "Expected a network that ends in ArcFace or in an embedding. "
+                    f"Received: {network.name!r}, which ends in a softmax; pass the model up to the layer before it"
+                )
             classifier = _with_prototypes(network, _mean_directions(network, images, labels, len(class_names)))
         head = classifier.layers[-1]
         if head.n_classes != len(class_names):
@@ -96,11 +103,11 @@ class FasterGradCAM:
         ]
         channel_weights = np.concatenate([weights for _, _, weights in clusters])
         meta = {
-            "layer": layer, "n_clusters": n_clusters, "top_channels": top_channels, "seed": seed,
-            "n_images": len(explained),
+            "layer": layer, "n_clusters": int(n_clusters), "top_channels": top_channels and int(top_channels),
+            "seed": int(seed), "n_images": len(explained),
         }  # fmt: skip
         maps = networks.get_layer(classifier, layer).output
-        feature_network = keras.Model(classifier.input, [maps, head.input], name=network.name)
+        feature_network = keras.Model(classifier.inputs[0], [maps, head.input], name=network.name)
         feature_network.spec = getattr(network, "spec", None)
         return cls(
             feature_network,
@@ -115,7 +122,7 @@ class FasterGradCAM:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width the network works at, in pixels."""
-        return self.network.input_shape[1:3]
+        return self.network.inputs[0].shape[1:3]
 
     def explain(self, images: np.ndarray, batch_size: int = 128) -> Explanation:
         """Label and heat map of each image, from forward passes only.
@@ -148,8 +155,9 @@ class FasterGradCAM:
     def save(self, folder: str | os.PathLike, **info) -> None:
         """Write network, clusters and ``meta.json`` into the folder (made if need be); other files in it stay.
 
-        Every file appears by atomic rename, ``meta.json`` last; it holds the others' checksums, so that a mixture of
-        two models is found out on loading.
+        All files are written beside their place first and then renamed, ``meta.json`` last: a full disk or Ctrl-C
+        while writing leaves the old model. ``meta.json`` holds checksums of the others, so that a mixture of two models
+        is found out on loading.
 
         Args:
             info: more for ``meta.json``, such as the measured accuracy; must be JSON.
@@ -193,7 +201,7 @@ class FasterGradCAM:
         with np.load(folder / CLUSTERS_FILE, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _ARRAYS}
         if meta["network"]:
-            spec = networks.Spec(**meta["network"])
+            spec = _read_spec(folder, meta)
             embedding = networks.embedding_network(spec)
             maps = networks.get_layer(embedding, meta["layer"]).output
             network = keras.Model(embedding.input, [maps, embedding.output], name=spec.backbone)
@@ -202,13 +210,23 @@ class FasterGradCAM:
         else:
             network = keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True)
             network.spec = None
+        fits = len(meta["class_names"]) == arrays["prototypes"].shape[1]
+        if not fits or network.outputs[0].shape[-1] != arrays["channel_weights"].shape[1]:
+            raise ValueError(f"{folder / META_FILE} belongs to another model: its class names or its layer do not fit.")
         return cls(network, meta["class_names"], **arrays, meta=meta)
 
 
 _ARRAYS = ("prototypes", "centroids", "channel_weights", "cluster_classes")
 
 
-def _check_fit(images, labels, class_names, n_clusters, top_channels):
+def check_settings(n_clusters: int, top_channels: int | None) -> None:
+    """ValueError unless `FasterGradCAM.fit` can work with these."""
+    for name, value in (("n_clusters", n_clusters), ("top_channels", top_channels)):
+        if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
+            raise ValueError(f"{name} must be an integer of at least 1. Received: {value!r}")
+
+
+def _check_fit(images, labels, class_names):
     images, labels = data.check_images(images), np.asarray(labels)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -225,11 +243,8 @@ def _check_fit(images, labels, class_names, n_clusters, top_channels):
         )
     if set(class_names) == {NONE}:
         raise ValueError(f"Expected at least one class besides {NONE!r}. Received: {class_names}")
-    if n_clusters < 1 or (top_channels is not None and top_channels < 1):
-        raise ValueError(
-            "n_clusters and top_channels must be at least 1. "
-            f"Received: n_clusters={n_clusters!r}, top_channels={top_channels!r}"
-        )
+    if len(set(class_names)) < len(class_names):
+        raise ValueError(f"Class names must differ. Received: {class_names}")
     return images, labels, tuple(class_names)
 
 
@@ -264,7 +279,7 @@ def _mean_directions(network, images, labels, n_classes):
 def _with_prototypes(network, prototypes):
     """The network (images → embedding) with an ArcFace head that has these prototypes (D, K)."""
     head = arcface.ArcFace(prototypes.shape[1], name="arcface")
-    classifier = keras.Model(network.input, head(network.output), name=f"{network.name}_arcface")
+    classifier = keras.Model(network.inputs[0], head(network.outputs[0]), name=f"{network.name}_arcface")
     head.set_weights([prototypes])
     classifier.spec = getattr(network, "spec", None)
     return classifier
@@ -272,6 +287,13 @@ def _with_prototypes(network, prototypes):
 
 def _sha256(file):
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _read_spec(folder, meta):
+    try:
+        return networks.Spec(**meta["network"])
+    except TypeError:
+        raise ValueError(f"{folder / META_FILE} describes a network that is not known here.") from None
 
 
 def _read_meta(folder):

@@ -45,10 +45,12 @@ def harvest(
     Returns:
         Harvest. Its embeddings are what the network's last layer receives, not normalised.
     """
-    step = _gradient_function(network, layer or networks.default_layer(network))
+    step, (n_classes, shape) = _gradient_function(network, layer), _sizes(network)
     parts = []
     for images, labels in batches:
-        labels = _check_targets(labels, len(images), network.output_shape[-1])
+        if np.shape(images)[1:] != shape or not len(images):
+            raise ValueError(f"The network takes images of shape (N, {shape}), N >= 1. Received: {np.shape(images)}")
+        labels = _check_targets(labels, len(images), n_classes)
         _, *result = step(tf.cast(images, tf.float32), tf.constant(labels))
         parts.append([array.numpy() for array in result])
         progress(len(images))
@@ -81,13 +83,17 @@ def explain(
     images = np.asarray(images)
     images = images[None] if images.ndim == 3 else images
     images = images if images.dtype == np.uint8 else images.astype(np.float32)
-    if np.ndim(images) != 4 or not len(images):
-        raise ValueError(f"Expected images of shape (N, H, W, 3), N >= 1. Received: {np.shape(images)}")
+    step, (n_classes, shape) = _gradient_function(network, layer), _sizes(network)
+    if images.ndim != 4 or not len(images) or images.shape[-1] != shape[-1] or not np.isfinite(images).all():
+        raise ValueError(
+            f"Expected images of shape (N, H, W, {shape[-1]}), N >= 1, without NaN. "
+            f"Received: {images.dtype} of shape {images.shape}"
+        )
     n_images, height, width = images.shape[:3]
-    size = [side or given for side, given in zip(network.input_shape[1:3], (height, width), strict=True)]
-    resized = data.resize(images, *size)
-    targets = _check_targets(-1 if targets is None else targets, n_images, network.output_shape[-1], lowest=-1)
-    step = _gradient_function(network, layer or networks.default_layer(network))
+    size = tuple(side or given for side, given in zip(shape[:2], (height, width), strict=True))
+    resized = images if size == (height, width) else data.resize(images, *size)
+    best = np.full(n_images, -1, np.int32)
+    targets = best if targets is None else _check_targets(targets, n_images, n_classes)
     raw_maps = []
     for i in range(0, n_images, BATCH_SIZE):
         batch = slice(i, i + BATCH_SIZE)
@@ -96,12 +102,18 @@ def explain(
     return heatmap.finish(np.concatenate(raw_maps), height, width)
 
 
+def _sizes(network):
+    """Number of classes, and shape of one image."""
+    return network.outputs[0].shape[-1], network.inputs[0].shape[1:]
+
+
 @functools.lru_cache(maxsize=8)
 def _gradient_function(network, layer_name):
     """images, targets (-1: the best class) → feature maps, channel weights, embeddings, scores. One trace in all."""
-    layer = networks.get_layer(network, layer_name)
+    networks.check_network(network)
+    layer = networks.get_layer(network, layer_name or networks.default_layer(network))
     embedding = network.layers[-1].input
-    model = keras.Model(network.input, [layer.output, embedding, networks.score_output(network)])
+    model = keras.Model(network.inputs[0], [layer.output, embedding, networks.score_output(network)])
 
     @tf.function
     def step(images, targets):
@@ -113,17 +125,17 @@ def _gradient_function(network, layer_name):
         gradients = tape.gradient(score, maps, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return maps, tf.reduce_mean(gradients, axis=(1, 2)), embeddings, scores
 
-    images = tf.TensorSpec((None, *network.input_shape[1:]), tf.float32)
+    images = tf.TensorSpec((None, *network.inputs[0].shape[1:]), tf.float32)
     return step.get_concrete_function(images, tf.TensorSpec((None,), tf.int32))
 
 
-def _check_targets(targets, n_images, n_classes, lowest=0):
+def _check_targets(targets, n_images, n_classes):
     targets = np.asarray(targets)
     if not np.issubdtype(targets.dtype, np.integer) or targets.shape not in ((), (n_images,)):
         raise ValueError(
             f"Expected one class id, or one for each of the {n_images} images, as integers. "
             f"Received: shape {targets.shape}, dtype {targets.dtype}"
         )
-    if targets.size and (targets.min() < lowest or targets.max() >= n_classes):
+    if targets.size and (targets.min() < 0 or targets.max() >= n_classes):
         raise ValueError(f"Class ids must lie in 0..{n_classes - 1}. Received: {targets.min()}..{targets.max()}")
     return np.broadcast_to(targets, (n_images,)).astype(np.int32)

@@ -23,7 +23,7 @@ def finish(raw_maps: np.ndarray, height: int, width: int) -> np.ndarray:
 def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Lay the coloured heat map (H, W) over the image: uint8 RGB (H, W, 3)."""
     colours = cv2.applyColorMap(np.round(heatmap * 255).astype(np.uint8), COLORMAP)[..., ::-1]
-    return np.round((1 - opacity) * image + opacity * colours).astype(np.uint8)
+    return cv2.addWeighted(image, 1 - opacity, np.ascontiguousarray(colours), opacity, 0)
 
 
 def box(heatmap: np.ndarray, threshold: float = 0.5) -> tuple[int, int, int, int] | None:
@@ -31,7 +31,7 @@ def box(heatmap: np.ndarray, threshold: float = 0.5) -> tuple[int, int, int, int
 
     Args:
         heatmap: float (H, W) in [0, 1].
-        threshold: fraction of the maximal heat, in [0, 1).
+        threshold: heat, in [0, 1).
 
     Returns:
         None where nothing is hotter than the threshold, as in the map of a *none* image.

@@ -14,8 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 BACKBONES = {"mobilenet_v2": keras.applications.MobileNetV2}
-DEFAULT_LAYER = "block_13_expand_relu"  # the last layer at 1/16 of the image's resolution
+DEFAULT_LAYER = "block_13_expand_relu"  # in the original network the last layer at 1/16 of the image's resolution
 OUTPUT_STRIDES = (32, 16)
+NOT_FEATURES = (keras.layers.InputLayer, keras.layers.Rescaling, keras.layers.Normalization, keras.Model)
 
 # At output stride 16 block 13 no longer halves the maps; the depthwise kernels behind it are spread by 2 instead
 # ("atrous"), so that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv 1606.00915).
@@ -92,11 +93,11 @@ def embedding_network(spec: Spec | None = None, weights: str | os.PathLike | Non
 
 
 def map_layers(network: keras.Model) -> list[str]:
-    """Names of the layers that give feature maps (N, h, w, C), from input to output."""
+    """Names of the layers that give feature maps (N, h, w, C), from input to output; not those inside nested models."""
     return [
         layer.name
         for layer in network.layers
-        if not isinstance(layer, keras.layers.InputLayer) and len(getattr(layer.output, "shape", ())) == 4
+        if not isinstance(layer, NOT_FEATURES) and len(getattr(layer.output, "shape", ())) == 4
     ]
 
 
@@ -118,13 +119,31 @@ def default_layer(network: keras.Model) -> str:
     return map_layers(network)[-1]
 
 
+def check_network(network: keras.Model) -> None:
+    """ValueError unless the network is built and has one input of images and one output."""
+    if not network.built or len(network.inputs) != 1 or len(network.outputs) != 1 or len(network.inputs[0].shape) != 4:
+        raise ValueError(
+            "Expected a built network with one input (N, H, W, C) and one output. "
+            f"Received: {network.name!r}, {'built' if network.built else 'not built'}"
+        )
+
+
 def score_output(network: keras.Model) -> keras.KerasTensor:
     """The class scores as a tensor of the network: its output, or what its last softmax receives (the logits)."""
-    last = network.layers[-1]
-    if getattr(last, "activation", None) is not keras.activations.softmax:
-        return last.input if isinstance(last, keras.layers.Softmax) else network.output
+    last, output = network.layers[-1], network.outputs[0]
+    if last.output is not output:  # an operation without a layer comes last
+        return output
+    if isinstance(last, keras.layers.Softmax):
+        return last.input
+    if "softmax" not in getattr(getattr(last, "activation", None), "__name__", ""):
+        return output
     if isinstance(last, keras.layers.Activation):
         return last.input
+    if not isinstance(last, keras.layers.Dense):
+        raise ValueError(
+            f"Cannot look behind the softmax of a {type(last).__name__} layer; end the network in Dense, or in a "
+            f"softmax layer of its own. Received: {network.name!r}"
+        )
     logits = keras.ops.matmul(last.input, last.kernel)
     return logits if last.bias is None else logits + last.bias
 
@@ -190,7 +209,7 @@ def imagenet_file(spec: Spec) -> Path | None:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(model):
-    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
+    signature = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
     return tf.function(lambda images: model(images, training=False)).get_concrete_function(signature)
 
 
