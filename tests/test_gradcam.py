@@ -182,7 +182,9 @@ def test_a_network_without_maps():
 
 def test_a_sequential_model_is_a_network_like_any_other(images):
     functional = gap_classifier()
-    sequential = keras.Sequential([keras.Input((12, 12, 3)), *functional.layers[1:]])
+    copies = [layer.__class__.from_config(layer.get_config()) for layer in functional.layers[1:]]
+    sequential = keras.Sequential([keras.Input((12, 12, 3)), *copies])
+    sequential.set_weights(functional.get_weights())
     np.testing.assert_allclose(gradcam.explain(sequential, images), gradcam.explain(functional, images), atol=1e-6)
     with pytest.raises(ValueError, match="not built"):
         gradcam.explain(keras.Sequential([keras.layers.Conv2D(2, 3), keras.layers.Flatten()]), images)
