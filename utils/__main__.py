@@ -92,6 +92,8 @@ def _train(options) -> int:
         options.clusters, options.top_channels, options.seed,
     )  # fmt: skip
     settings = {name: value for name, value in vars(options).items() if name not in ("run", "out")}
+    settings["data"] = [Path(source).name for source in options.data]  # a model goes further than this machine's paths
+    settings["weights"] = Path(options.weights).name
     info = {"training": settings | {"best_step": training.best_step, "interrupted": training.interrupted}}
     if len(dataset.test):
         accuracy = arcface.accuracy(training.network, dataset.images[dataset.test], dataset.labels[dataset.test])
