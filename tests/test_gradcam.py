@@ -212,3 +212,11 @@ def test_nan_and_batches_of_another_size(images):
     for batch in (images[:, :6], images[:0]):
         with pytest.raises(ValueError, match="The network takes images of shape"):
             gradcam.harvest(embedding_classifier(), [(batch, 0)])
+
+
+def test_a_network_of_any_image_size_is_harvested(rng):
+    inputs = keras.Input((None, None, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3)(inputs))
+    network = keras.Model(inputs, keras.layers.Dense(3)(pooled))
+    batches = [(rng.random((n, side, side, 3)).astype(np.float32), 0) for n, side in ((2, 8), (3, 11))]
+    assert gradcam.harvest(network, batches).channel_weights.shape == (5, 2)

@@ -48,8 +48,10 @@ def harvest(
     step, (n_classes, shape) = _gradient_function(network, layer), _sizes(network)
     parts = []
     for images, labels in batches:
-        if np.shape(images)[1:] != shape or not len(images):
-            raise ValueError(f"The network takes images of shape (N, {shape}), N >= 1. Received: {np.shape(images)}")
+        if not len(images) or not tf.TensorShape((None, *shape)).is_compatible_with(np.shape(images)):
+            raise ValueError(
+                f"The network takes images of shape {(None, *shape)}, at least one. Received: {np.shape(images)}"
+            )
         labels = _check_targets(labels, len(images), n_classes)
         _, *result = step(tf.cast(images, tf.float32), tf.constant(labels))
         parts.append([array.numpy() for array in result])

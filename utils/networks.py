@@ -21,10 +21,10 @@ NOT_FEATURES = (keras.layers.InputLayer, keras.layers.Rescaling, keras.layers.No
 # At output stride 16 block 13 no longer halves the maps; the depthwise kernels behind it are spread by 2 instead
 # ("atrous"), so that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv 1606.00915).
 LAST_STRIDE = "block_13"
+DILATED = ("block_14_depthwise", "block_15_depthwise", "block_16_depthwise")
 # From scratch each residual branch starts at zero: a deep network that begins as a shallow one learns sooner
 # (arXiv 1706.02677, section 5.1).
 RESIDUAL_NORMS = tuple(f"block_{i}_project_BN" for i in (2, 4, 5, 7, 8, 9, 11, 12, 14, 15))
-DILATED = ("block_14_depthwise", "block_15_depthwise", "block_16_depthwise")
 
 
 @dataclass(frozen=True)
