@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import arcface, data
+from utils import arcface, imaging
 from utils.__main__ import main
 
 TINY = [
@@ -26,7 +26,7 @@ def photos(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for name in ("cat", "dog"):
         for i in range(3):
-            data.write_image(folder / name / f"{i}.png", rng.integers(0, 255, (40, 30, 3)).astype(np.uint8))
+            imaging.write_image(folder / name / f"{i}.png", rng.integers(0, 255, (40, 30, 3)).astype(np.uint8))
     return folder
 
 
@@ -55,7 +55,7 @@ def test_training_on_a_folder_of_classes(trained):
 
 def test_ctrl_c_in_training_on_joined_data_keeps_a_model(tmp_path, capsys, monkeypatch):
     for i, name in enumerate(("choki", "gu", "pa")):
-        data.write_image(tmp_path / "mine" / name / "1.png", np.full((32, 32, 3), 80 * i, np.uint8))
+        imaging.write_image(tmp_path / "mine" / name / "1.png", np.full((32, 32, 3), 80 * i, np.uint8))
     forward, calls = arcface.networks.forward, []
 
     def press_ctrl_c(*arguments):

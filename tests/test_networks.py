@@ -1,5 +1,7 @@
 """The embedding network: strides, weights, seeds, errors."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -8,35 +10,90 @@ from utils import networks
 from utils.networks import Spec
 
 SMALL = {"image_size": 64, "alpha": 0.35, "embedding_size": 8}
+LAST_LAYERS = {
+    "mobilenet_v2": "out_relu",
+    "mobilenet_v3_small": "conv_1_activation",
+    "mobilenet_v3_large": "conv_1_activation",
+}
+every_backbone = pytest.mark.parametrize("backbone", LAST_LAYERS)
 
 
+@functools.cache
+def built(backbone="mobilenet_v2", output_stride=16):
+    """A network for the tests that only read it."""
+    return networks.embedding_network(Spec(backbone, output_stride=output_stride, **SMALL), seed=1)
+
+
+def maps(network, layer, images):
+    return keras.Model(network.input, network.get_layer(layer).output)(images, training=False)
+
+
+def batch_norms(network):
+    return [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+@every_backbone
 @pytest.mark.parametrize("output_stride, side", [(32, 2), (16, 4)])
-def test_output_stride(output_stride, side, rng):
-    network = networks.embedding_network(Spec(output_stride=output_stride, **SMALL))
-    assert network.get_layer("out_relu").output.shape[1:3] == (side, side)
-    assert network.get_layer(networks.DEFAULT_LAYER).output.shape[1:3] == (4, 4)
+def test_output_stride(backbone, output_stride, side, rng):
+    network = built(backbone, output_stride)
+    sides = [network.get_layer(name).output.shape[1] for name in networks.map_layers(network)]
+    default = networks.map_layers(network).index(networks.default_layer(network))
+    assert sides[default] == 4 and sides[default + 1] > 4  # what follows is the padding of the last stride
+    assert network.get_layer(LAST_LAYERS[backbone]).output.shape[1:3] == (side, side)
     assert network.output_shape == (None, 8)
-    assert np.isfinite(networks.forward(network, rng.integers(0, 255, (3, 64, 64, 3)))).all()
+    assert np.isfinite(network(rng.integers(0, 255, (3, 64, 64, 3)), training=False)).all()
 
 
-def test_the_same_weights_see_the_same_at_both_strides(rng):
-    # A kernel spread by 2 on maps of twice the resolution reads the same neighbours: at every other position,
-    # away from the border, both networks agree.
-    coarse, fine = (
-        networks.embedding_network(Spec(**SMALL | {"image_size": 224, "output_stride": s})) for s in (32, 16)
-    )
-    for network in (coarse, fine):
-        network.set_weights(coarse.get_weights())
-    images = rng.integers(0, 255, (1, 224, 224, 3))
-    coarse, fine = (
-        networks.forward(keras.Model(n.input, n.get_layer("block_14_depthwise").output), images)[0]
-        for n in (coarse, fine)
-    )
-    np.testing.assert_allclose(coarse[2:5, 2:5], fine[5:11:2, 5:11:2], atol=1e-4)
+@pytest.mark.parametrize(
+    "backbone, image_size, first",
+    [
+        ("mobilenet_v2", 96, 1),
+        ("mobilenet_v3_small", 96, 1),
+        ("mobilenet_v3_small", 80, 0),
+        ("mobilenet_v3_large", 96, 1),
+    ],
+)
+def test_the_same_weights_see_the_same_at_both_strides(backbone, image_size, first, rng):
+    # A kernel spread by 2 on maps of twice the resolution reads the same neighbours: at every other position both
+    # networks agree. (On maps with an odd side, 80 / 16, Keras pads one pixel more in front.)
+    spec = SMALL | {"image_size": image_size}
+    coarse, fine = (networks.embedding_network(Spec(backbone, output_stride=s, **spec)) for s in (32, 16))
+    for layer in coarse.layers:
+        if "squeeze_excite_conv" in layer.name:  # the one thing that looks at all positions at once
+            layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
+    for layer in batch_norms(coarse):
+        layer.gamma.assign(np.full(layer.gamma.shape, 2))  # no residual branch is silent
+    fine.set_weights(coarse.get_weights())
+    images = rng.integers(0, 255, (1, image_size, image_size, 3))
+    coarse, fine = (maps(network, LAST_LAYERS[backbone], images).numpy()[0] for network in (coarse, fine))
+    scale = abs(coarse).max()
+    np.testing.assert_allclose(coarse / scale, fine[first::2, first::2] / scale, atol=1e-4)
+    assert np.ptp(coarse / scale, axis=(0, 1)).max() > 0.01  # positions differ: reading the wrong ones would show
+
+
+@every_backbone
+def test_names_and_weight_files_do_not_depend_on_what_was_built_before(backbone, tmp_path, rng):
+    first, second = built(backbone), networks.embedding_network(Spec(backbone, **SMALL), seed=2)
+    names = [operation.name for operation in first.operations]
+    assert names == [operation.name for operation in second.operations] and len(set(names)) == len(names)
+    assert not any(networks.AUTO_NAME.fullmatch(name) for name in names)
+    first.save_weights(tmp_path / "first.weights.h5")
+    second.load_weights(tmp_path / "first.weights.h5")
+    images = rng.integers(0, 255, (2, 64, 64, 3))
+    np.testing.assert_array_equal(first(images, training=False), second(images, training=False))
+
+
+@every_backbone
+def test_from_scratch_each_residual_branch_starts_at_zero(backbone):
+    norms = batch_norms(built(backbone))
+    added = {layer.name.removesuffix("_add") for layer in built(backbone).layers if isinstance(layer, keras.layers.Add)}
+    silent = {layer.name for layer in norms if not layer.gamma.numpy().any()}
+    assert added and {name.lower().removesuffix("_project_bn") for name in silent} == added
+    assert {layer.momentum for layer in norms} == {0.9}
 
 
 def test_preprocessing_is_inside():
-    network = networks.embedding_network(Spec(**SMALL))
+    network = built()
     scaled = keras.Model(network.input, network.get_layer("preprocessing").output)
     extremes = networks.forward(scaled, np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), 255)]))
     assert (extremes[0] == -1).all() and (extremes[1] == 1).all()
@@ -48,17 +105,17 @@ def test_seeded_weights_without_a_global_seed():
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
 
 
-def test_weights_from_a_file_freeze_the_batch_norms(tmp_path, rng):
-    published = keras.applications.MobileNetV2(input_shape=(96, 96, 3), alpha=0.35, include_top=False, weights=None)
+@every_backbone
+def test_weights_from_a_file_freeze_the_batch_norms(backbone, tmp_path, rng):
+    published = networks.BACKBONES[backbone].build(input_shape=(96, 96, 3), alpha=0.35, include_top=False, weights=None)
     published.save_weights(tmp_path / "mine.weights.h5")
-    network = networks.embedding_network(
-        Spec(image_size=96, alpha=0.35, output_stride=32), tmp_path / "mine.weights.h5"
-    )
+    spec = Spec(backbone, image_size=96, alpha=0.35, output_stride=32)
+    network = networks.embedding_network(spec, tmp_path / "mine.weights.h5")
     images = rng.integers(0, 255, (2, 96, 96, 3)).astype(np.float32)
-    maps = networks.forward(keras.Model(network.input, network.get_layer("out_relu").output), images)
-    np.testing.assert_allclose(maps, published(images / 127.5 - 1, training=False), atol=1e-4)
-    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    assert norms and not any(layer.trainable for layer in norms)
+    np.testing.assert_allclose(
+        maps(network, LAST_LAYERS[backbone], images), published(images / 127.5 - 1, training=False), atol=1e-4
+    )
+    assert batch_norms(network) and not any(layer.trainable for layer in batch_norms(network))
 
 
 def test_imagenet_weights_are_looked_for_in_the_folder_first(tmp_path, monkeypatch):
@@ -101,7 +158,7 @@ def test_specs_that_cannot_be_built(change):
 
 
 def test_forward_is_compiled_once_and_keeps_the_order(rng):
-    network = networks.embedding_network(Spec(**SMALL))
+    network = built()
     images = rng.integers(0, 255, (5, 64, 64, 3)).astype(np.uint8)
     whole = networks.forward(network, images)
     np.testing.assert_allclose(networks.forward(network, images, batch_size=2), whole, atol=1e-5)

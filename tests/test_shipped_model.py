@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from utils import data, metrics
+from utils import data, hands, imaging, metrics, runtime
 from utils.__main__ import DEFAULT_MODEL
 from utils.faster_gradcam import FasterGradCAM
 
+FLOAT, INT8 = DEFAULT_MODEL / runtime.FLOAT_FILE, DEFAULT_MODEL / runtime.INT8_FILE
 HANDS = DEFAULT_MODEL.parents[1] / "hands"
 
 
@@ -42,5 +43,30 @@ def test_held_out_photos_are_named_and_found(faster, janken_dataset, monkeypatch
 def test_the_folder_is_small_and_has_a_card():
     files = {path.name: path.stat().st_size for path in DEFAULT_MODEL.iterdir()}
     assert sum(files.values()) <= 24e6
-    assert set(files) == {"MODEL_CARD.md", "faster_gradcam.npz", "meta.json", "network.weights.h5"}
+    assert set(files) == {
+        "MODEL_CARD.md", "explainer.tflite", "explainer_int8.tflite", "faster_gradcam.npz", "meta.json",
+        "network.weights.h5",
+    }  # fmt: skip
+    assert files["explainer_int8.tflite"] <= 0.35 * files["explainer.tflite"]
     assert str(DEFAULT_MODEL.parents[2]) not in (DEFAULT_MODEL / "meta.json").read_text()
+
+
+@pytest.mark.parametrize("size", [(96, 96), (48, 64), (120, 80), (240, 320), (131, 97)])
+def test_the_float_file_explains_as_keras_does(faster, size):
+    gestures = [name for name in (*hands.GESTURES, hands.NONE) for _ in range(25)]
+    images = imaging.resize(hands.render_hands(gestures, image_size=96, seed=sum(size))[0], *size)
+    keras_result, result = faster.explain(images), runtime.Explainer(FLOAT).explain(images)
+    np.testing.assert_array_equal(result.labels, keras_result.labels)
+    np.testing.assert_array_equal(result.clusters, keras_result.clusters)
+    np.testing.assert_allclose(result.heatmaps, keras_result.heatmaps, atol=1e-3)
+
+
+@pytest.mark.real
+def test_int8_agrees_with_float_on_held_out_photos(janken_dataset, monkeypatch):
+    monkeypatch.setenv("JANKEN_DATASET", str(janken_dataset))
+    dataset = data.load_janken("janken")
+    photos = dataset.images[dataset.test]
+    exact, quantised = (runtime.Explainer(file).explain(photos) for file in (FLOAT, INT8))
+    assert np.mean(exact.labels == quantised.labels) >= 0.99
+    agreement = metrics.pearson(exact.heatmaps, quantised.heatmaps)
+    assert agreement.mean() >= 0.98 and agreement.min() >= 0.90

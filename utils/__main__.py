@@ -1,12 +1,13 @@
-"""Command line: ``python -m utils train ...`` and ``python -m utils explain ...``. Parsing and dispatch only."""
+"""Command line: ``python -m utils COMMAND ...``; ``-h`` lists the commands. Parsing and dispatch only."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from utils import data
+from utils import data, imaging
 
 DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "data" / "models" / "janken"
+SOURCES = ("janken", "synthetic")  # anything else that --data receives is a folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +40,8 @@ def _parser():
     train.add_argument("--n-images", type=int, default=1200, help="number of rendered hands")
     train.add_argument("--variety", type=float, default=1.0, help="how much rendered hands differ, 0..1")
     train.add_argument("--image-size", type=int, default=96, help="side of the network's input in pixels")
-    train.add_argument("--alpha", type=float, default=1.0, help="width of MobileNetV2")
+    train.add_argument("--backbone", default="mobilenet_v2", help="or mobilenet_v3_small, mobilenet_v3_large")
+    train.add_argument("--alpha", type=float, default=1.0, help="width of the backbone")
     train.add_argument("--output-stride", type=int, default=16, choices=(16, 32))
     train.add_argument("--embedding-size", type=int, default=128)
     train.add_argument("--weights", default="imagenet", help="imagenet, none (from scratch), or a file")
@@ -59,6 +61,18 @@ def _parser():
     explain.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     explain.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER")
     explain.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the pictures go")
+
+    export = commands.add_parser(
+        "export", help="write a model as LiteRT files, float32 and int8, for `demo` and small boards",
+        formatter_class=default,
+    )  # fmt: skip
+    export.set_defaults(run=_export)
+    export.add_argument("model", type=Path, metavar="FOLDER", help="model folder; the files go into it")
+    export.add_argument(
+        "--data", nargs="+", metavar="SOURCE",
+        help="images to calibrate int8 on: janken, synthetic or a folder with one sub-folder a class; by default the "
+        "training data, as far as the model folder can name them",
+    )  # fmt: skip
     return parser
 
 
@@ -71,8 +85,7 @@ def _train(options) -> int:
     dataset = data.add_none(dataset, seed=options.seed) if options.none else dataset
     repro.seed_everything(options.seed)
     spec = networks.Spec(
-        image_size=options.image_size, alpha=options.alpha, output_stride=options.output_stride,
-        embedding_size=options.embedding_size,
+        options.backbone, options.image_size, options.alpha, options.output_stride, options.embedding_size
     )  # fmt: skip
     weights = None if options.weights == "none" else options.weights
     network = networks.embedding_network(spec, weights, options.seed)
@@ -105,7 +118,7 @@ def _train(options) -> int:
 
 
 def _load(source, options):
-    if source in ("janken", "synthetic"):
+    if source in SOURCES:
         return data.load_janken(source, options.image_size, options.n_images, options.variety, options.seed)
     return data.load_folder(source, options.image_size, seed=options.seed)
 
@@ -126,24 +139,49 @@ def _explain(options) -> int:
     from utils import heatmap
     from utils.faster_gradcam import FasterGradCAM
 
-    files = data.image_files(options.images)
+    files = imaging.image_files(options.images)
     faster = FasterGradCAM.load(options.model)
     skipped = []
     for path, name in tqdm(files, "explaining", leave=False, delay=2, disable=None):
         try:
-            image = data.read_image(path)
+            image = imaging.read_image(path)
         except (ValueError, FileNotFoundError) as error:
             skipped.append(str(error))
             continue
         result = faster.explain(image)
         heat = result.heatmaps[0]
-        data.write_image(options.out / f"{name}_heatmap.png", (heat * 255).round().astype("uint8"))
-        data.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))
+        imaging.write_image(options.out / f"{name}_heatmap.png", (heat * 255).round().astype("uint8"))
+        imaging.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))
         box = heatmap.box(heat)
         tqdm.write(f"{path}\t{result.names[0]}\t{result.scores.max():.3f}\t{box or 'no box'}")
     if skipped:
         print(f"skipped {len(skipped)} of {len(files)}: {' '.join(skipped[:5])}", file=sys.stderr)
     return 2 if len(skipped) == len(files) else 0
+
+
+def _export(options) -> int:
+    from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
+    import numpy as np
+
+    from utils import export, runtime
+    from utils.faster_gradcam import FasterGradCAM
+
+    faster = FasterGradCAM.load(options.model)
+    print("converting ...", flush=True)
+    file = export.export_float(faster, options.model / runtime.FLOAT_FILE)
+    print(f"{file}  {file.stat().st_size / 1e6:.1f} MB", flush=True)
+    training = faster.meta.get("training", {})
+    sources = options.data or training.get("data", [])
+    missing = [source for source in sources if source not in SOURCES and not Path(source).is_dir()]
+    if missing or not sources:
+        raise ValueError(f"int8 needs training images; name them with --data. Not found: {missing or 'any'}")
+    render = argparse.Namespace(**{"n_images": 600, "variety": 1.0, "seed": 0} | training)
+    render.image_size = faster.image_size[0]
+    datasets = [_load(source, render) for source in sources]
+    images = np.concatenate([dataset.images[dataset.train] for dataset in datasets])
+    file = export.export_int8(file, images, options.model / runtime.INT8_FILE)
+    print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, calibrated on images of {', '.join(sources)}")
+    return 0
 
 
 if __name__ == "__main__":

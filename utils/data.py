@@ -1,4 +1,4 @@
-"""Every image that comes in: single files, a folder of classes, the real janken photos, rendered hands.
+"""Every data set that comes in: a folder of classes, the real janken photos, rendered hands.
 
 Images are uint8 RGB, masks bool. Whatever the source, the result is a ``Dataset`` of square images with a train and a
 test part. Neighbouring photos are near duplicates, so folds and splits cut each class into contiguous blocks.
@@ -13,23 +13,19 @@ import urllib.request
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from http.client import HTTPException
-from itertools import count
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from utils import hands
+from utils import hands, imaging
 
 NONE = hands.NONE  # the class of images without an object
-# By name an image; what Pillow cannot read of them is skipped and named, so that nobody misses it in silence.
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".heic", ".avif"}
 
 JANKEN_COMMIT = "0017a6838d24935e07f9ed4176997cf79ac046ec"  # karaage0703/janken_dataset, MIT
 JANKEN_URL = f"https://github.com/karaage0703/janken_dataset/archive/{JANKEN_COMMIT}.zip"
@@ -69,150 +65,6 @@ class Dataset:
         return hashlib.sha256(np.ascontiguousarray(self.images).tobytes() + labels.tobytes()).hexdigest()[:16]
 
 
-# --- one image ---------------------------------------------------------------------------------------------------
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Read a file as uint8 RGB (H, W, 3), turned upright as its EXIF orientation says.
-
-    Transparent pixels are laid over white, 16 bits are scaled to 8, CMYK is converted, of an animation the first frame
-    is taken. Up to 178 megapixels, Pillow's bound against decompression bombs.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not an image, truncated, or too big.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of big images and odd metadata; what matters raises
-        return _read(Path(path))
-
-
-def _read(path: Path) -> np.ndarray:
-    """``read_image`` for threads, in which ``catch_warnings`` is not safe."""
-    # Pillow, because OpenCV returns the upper half of a truncated photo without a word.
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no image file {path}.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"Cannot read {path}: the file is empty (0 bytes).")
-    try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"Cannot read {path}: it is not an image in a known format.") from None
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise ValueError(f"Cannot read {path}: {str(error).rstrip('.') or type(error).__name__}.") from error
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Pillow image of any mode → uint8 RGB (H, W, 3)."""
-    if image.mode == "F":
-        raise ValueError("it holds floating-point pixels, expected 8 or 16 bits a channel")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        grey = (np.clip(np.asarray(image, np.int32), 0, 65535) + 128) // 257
-        return cv2.cvtColor(grey.astype(np.uint8), cv2.COLOR_GRAY2RGB)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
-
-
-def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
-    """The image files that the paths name, folders unfolded (not below), each with a name for what is made of it.
-
-    The name is the file's stem; a stem that comes again gets a number: photo, photo_2.
-
-    Raises:
-        FileNotFoundError: a path does not exist, or there is no image file at all.
-    """
-    paths = [Path(path) for path in paths]
-    if missing := [str(path) for path in paths if not path.exists()]:
-        raise FileNotFoundError(f"There is no file {', '.join(missing)}.")
-    files = [f for path in paths for f in (_images_in(path) if path.is_dir() else [path])]
-    if not files:
-        raise FileNotFoundError(f"There is no image file in {', '.join(map(str, paths))}.")
-    names, taken = [], set()
-    for file in files:
-        numbers = (f"{file.stem}_{n}" if n > 1 else file.stem for n in count(1))
-        names.append(next(name for name in numbers if name not in taken))
-        taken.add(names[-1])
-    return list(zip(files, names, strict=True))
-
-
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write uint8 RGB (H, W, 3) or grey (H, W) in the format the suffix names; the file appears as a whole or not."""
-    path = Path(path)
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise ValueError(f"An image file must end in one of {', '.join(IMAGE_SUFFIXES)}. Received: {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        Image.fromarray(image).save(draft, Image.registered_extensions()[path.suffix.lower()], quality=95)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def check_images(images: np.ndarray) -> np.ndarray:
-    """The one test of image arrays: uint8 RGB (N, H, W, 3), or a single (H, W, 3), comes back as (N, H, W, 3).
-
-    Raises:
-        ValueError: anything else; the sentence says what was received and what is expected.
-    """
-    expected = "expected uint8 RGB of shape (N, H, W, 3) or (H, W, 3)"
-    try:
-        images = np.asarray(images)
-    except ValueError:
-        raise ValueError(f"Received images of different shapes, {expected}: resize them first.") from None
-    problem = None
-    if np.issubdtype(images.dtype, np.floating):
-        nan = ", some of them NaN" if np.isnan(images).any() else ""
-        problem = f"floats are not accepted{nan}, convert 0..1 with np.round(images * 255).astype(np.uint8)"
-    elif images.dtype != np.uint8:
-        problem = "convert values 0..255 with images.astype(np.uint8)"
-    elif images.ndim == 2:
-        problem = "stack a grey image three times, np.stack([image] * 3, axis=-1)"
-    elif images.ndim in (3, 4) and images.shape[-1] == 4:
-        problem = "drop an alpha channel with images[..., :3]"
-    elif images.ndim not in (3, 4) or images.shape[-1] != 3:
-        problem = "the shape does not fit"
-    elif images.size == 0:
-        problem = "at least one image and one pixel are needed"
-    if problem:
-        raise ValueError(f"Received {images.dtype} of shape {images.shape}, {expected}: {problem}.")
-    return images if images.ndim == 4 else images[None]
-
-
-def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The one resize, used in training, inference and for maps: plain, the aspect is not kept.
-
-    Area filter along an axis that shrinks, bilinear along an axis that grows.
-
-    Args:
-        images: uint8 or float32 (N, H, W, 3), or float32 maps (N, H, W), or bool masks (N, H, W); N may be 0.
-
-    Returns:
-        The same dtype, (N, height, width[, 3]). Masks are resized as numbers and cut at one half.
-    """
-    if images.dtype == bool:
-        return resize(images.astype(np.float32), height, width) >= 0.5
-    is_rgb = images.ndim == 4 and images.shape[-1] == 3 and images.dtype in (np.uint8, np.float32)
-    is_map = images.ndim == 3 and images.dtype == np.float32
-    if not (is_rgb or is_map) or min(height, width, *images.shape[1:3]) < 1:
-        raise ValueError(
-            f"Cannot resize {images.dtype} of shape {images.shape} to {height}x{width}, expected uint8 or float32 "
-            "(N, H, W, 3) or float32 or bool (N, H, W), with sides of at least 1."
-        )
-    resized = np.empty((len(images), height, width, *images.shape[3:]), images.dtype)
-    for image, out in zip(images, resized, strict=True):
-        h, w = image.shape[:2]
-        if (height - h) * (width - w) < 0:  # one axis shrinks, the other grows: the area filter cannot do both
-            image = cv2.resize(image, (min(w, width), min(h, height)), interpolation=cv2.INTER_AREA)
-        grows = height > h or width > w
-        out[...] = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
-    return resized
-
-
 # --- masks and backgrounds ---------------------------------------------------------------------------------------
 
 
@@ -225,10 +77,10 @@ def hand_mask(image: np.ndarray) -> np.ndarray:
     Args:
         image: uint8 RGB (H, W, 3).
     """
-    image = check_images(image)[0]
+    image = imaging.check_images(image)[0]
     height, width = image.shape[:2]
     scale = min(1.0, 160 / max(height, width))  # GrabCut on 160 pixels takes 15 ms and finds the same hand
-    small = resize(image[None], max(1, round(height * scale)), max(1, round(width * scale)))[0]
+    small = imaging.resize(image[None], max(1, round(height * scale)), max(1, round(width * scale)))[0]
     redness = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2LAB)[..., 1], (5, 5), 0)
     if redness.min() == redness.max():  # nothing stands out
         return np.zeros((height, width), bool)
@@ -325,13 +177,13 @@ def _load(folder: Path, photos: dict, find_mask: Callable, image_size: int, test
 
     def read(path: Path) -> tuple[np.ndarray, np.ndarray | None] | str:
         try:
-            image = _read(path)
+            image = imaging.read_in_thread(path)
         except (ValueError, OSError) as error:
             return str(error).removeprefix(f"Cannot read {path}: ").rstrip(".")
         mask = find_mask(path, image)
         # Shrunk at once: memory never holds more full photos than there are threads.
-        small_mask = None if mask is None else resize(mask[None], image_size, image_size)[0]
-        return resize(image[None], image_size, image_size)[0], small_mask
+        small_mask = None if mask is None else imaging.resize(mask[None], image_size, image_size)[0]
+        return imaging.resize(image[None], image_size, image_size)[0], small_mask
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases Python's lock
         warnings.simplefilter("ignore")  # as in read_image
@@ -360,15 +212,7 @@ def _list_photos(folder: Path) -> dict[str, list[Path]]:
     if len(classes) < 2:
         found = f"one class, {classes[0].name}" if classes else "no sub-folder of photos"
         raise ValueError(f"{folder} holds {found}, expected one sub-folder of photos a class and at least two classes.")
-    return {path.name: _images_in(path) for path in classes}
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """The image files in a folder, in natural order (IMG_2 before IMG_10)."""
-    return sorted(
-        (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and not f.is_dir()),
-        key=lambda f: ([int(p) if p.isdecimal() else p.lower() for p in re.split(r"(\d+)", f.name)], f.name),
-    )
+    return {path.name: imaging.images_in(path) for path in classes}
 
 
 def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:
@@ -376,7 +220,7 @@ def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:
     file = path.parent.parent / "masks" / path.parent.name / f"{path.stem}.png"
     if not file.is_file():
         raise FileNotFoundError(f"There is no mask {file}, expected one for every photo, or no folder masks at all.")
-    mask = _read(file)[..., 0] > 127
+    mask = imaging.read_in_thread(file)[..., 0] > 127
     if mask.shape != image.shape[:2]:
         raise ValueError(f"The mask {file} has shape {mask.shape}, expected that of its photo, {image.shape[:2]}.")
     return mask

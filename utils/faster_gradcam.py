@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from sklearn.cluster import KMeans
 
-from utils import arcface, data, gradcam, heatmap, networks, repro
+from utils import arcface, gradcam, heatmap, imaging, networks, repro, runtime
 from utils.data import NONE
 from utils.runtime import Explanation
 
@@ -79,7 +79,7 @@ class FasterGradCAM:
         images, labels, class_names = _check_fit(images, labels, class_names)
         networks.check_network(network)
         layer = layer or networks.default_layer(network)
-        images = data.resize(images, *network.inputs[0].shape[1:3])
+        images = imaging.resize(images, *network.inputs[0].shape[1:3])
         classifier = network
         if not isinstance(network.layers[-1], arcface.ArcFace):
             if networks.score_output(network) is not network.outputs[0]:
@@ -130,9 +130,9 @@ class FasterGradCAM:
         Args:
             images: uint8 RGB (N, H, W, 3) or (H, W, 3), any size.
         """
-        images = data.check_images(images)
+        images = imaging.check_images(images)
         height, width = images.shape[1:3]
-        maps, embeddings = networks.forward(self.network, data.resize(images, *self.image_size), batch_size)
+        maps, embeddings = networks.forward(self.network, imaging.resize(images, *self.image_size), batch_size)
         embeddings = _unit(embeddings)
         scores = embeddings @ self.prototypes
         labels = scores.argmax(axis=1)
@@ -143,7 +143,8 @@ class FasterGradCAM:
         clusters = np.where(is_none, -1, distances.argmin(axis=1))
         weights = np.where(is_none[:, None], 0, self.channel_weights[clusters])  # (N, C)
         raw_maps = np.matmul(maps.reshape(len(maps), -1, maps.shape[-1]), weights[..., None])
-        heatmaps = heatmap.finish(raw_maps.reshape(maps.shape[:3]), height, width)
+        heatmaps = heatmap.finish(raw_maps.reshape(maps.shape[:3]), *self.image_size)
+        heatmaps = imaging.resize(heatmaps, height, width)
         return Explanation(labels, self.class_names, scores, heatmaps, clusters, embeddings)
 
     def classifier(self) -> keras.Model:
@@ -153,7 +154,9 @@ class FasterGradCAM:
         return _with_prototypes(embedding, self.prototypes)
 
     def save(self, folder: str | os.PathLike, **info) -> None:
-        """Write network, clusters and ``meta.json`` into the folder (made if need be); other files in it stay.
+        """Write network, clusters and ``meta.json`` into the folder (made if need be).
+
+        Exported explainers of a model that was there before are removed; other files stay.
 
         All files are written beside their place first and then renamed, ``meta.json`` last: a full disk or Ctrl-C
         while writing leaves the old model. ``meta.json`` holds checksums of the others, so that a mixture of two models
@@ -179,6 +182,8 @@ class FasterGradCAM:
                 "network": spec and spec.asdict(), "versions": repro.versions(), "sha256": checksums,
             }  # fmt: skip
             (new / META_FILE).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+            for name in (runtime.FLOAT_FILE, runtime.INT8_FILE):
+                (folder / name).unlink(missing_ok=True)
             for name in (*checksums, META_FILE):
                 os.replace(new / name, folder / name)
         self.meta = meta
@@ -227,7 +232,7 @@ def check_settings(n_clusters: int, top_channels: int | None) -> None:
 
 
 def _check_fit(images, labels, class_names):
-    images, labels = data.check_images(images), np.asarray(labels)
+    images, labels = imaging.check_images(images), np.asarray(labels)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"Expected one integer label for each of the {len(images)} images. "

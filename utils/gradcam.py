@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from utils import data, heatmap, networks
+from utils import heatmap, imaging, networks
 
 METHODS = ("gradcam",)
 BATCH_SIZE = 32
@@ -93,7 +93,7 @@ def explain(
         )
     n_images, height, width = images.shape[:3]
     size = tuple(side or given for side, given in zip(shape[:2], (height, width), strict=True))
-    resized = images if size == (height, width) else data.resize(images, *size)
+    resized = images if size == (height, width) else imaging.resize(images, *size)
     best = np.full(n_images, -1, np.int32)
     targets = best if targets is None else _check_targets(targets, n_images, n_classes)
     raw_maps = []
@@ -101,7 +101,7 @@ def explain(
         batch = slice(i, i + BATCH_SIZE)
         maps, weights, *_ = step(tf.cast(resized[batch], tf.float32), tf.constant(targets[batch]))
         raw_maps.append(np.einsum("nhwc,nc->nhw", maps, weights))
-    return heatmap.finish(np.concatenate(raw_maps), height, width)
+    return imaging.resize(heatmap.finish(np.concatenate(raw_maps), *size), height, width)
 
 
 def _sizes(network):

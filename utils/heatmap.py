@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from utils import data
+from utils import imaging
 
 COLORMAP = cv2.COLORMAP_TURBO  # the one colour map of the project; matplotlib knows it as "turbo"
 
@@ -15,9 +15,7 @@ def finish(raw_maps: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     positive = np.maximum(np.asarray(raw_maps, np.float32), 0.0)
     peak = positive.max(axis=(1, 2), keepdims=True)
-    # The threshold, not > 0: dividing by a denormal peak would overflow.
-    normalised = np.where(peak > 1e-12, positive / np.maximum(peak, 1e-12), 0.0)
-    return data.resize(normalised.astype(np.float32), height, width)
+    return imaging.resize(positive / np.maximum(peak, 1e-12), height, width)
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.5) -> np.ndarray:

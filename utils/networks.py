@@ -1,11 +1,15 @@
 """The embedding network: images 0..255 in, embedding out, any layer's feature maps on the way.
 
-MobileNetV2 (arXiv 1801.04381) with its preprocessing inside, global average pooling and one dense layer.
+MobileNetV2 (arXiv 1801.04381) or MobileNetV3 (arXiv 1905.02244) with its preprocessing inside, global average pooling
+and one dense layer.
 """
 
+import collections
 import functools
 import itertools
 import os
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,18 +17,35 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-BACKBONES = {"mobilenet_v2": keras.applications.MobileNetV2}
-DEFAULT_LAYER = "block_13_expand_relu"  # in the original network the last layer at 1/16 of the image's resolution
 OUTPUT_STRIDES = (32, 16)
 NOT_FEATURES = (keras.layers.InputLayer, keras.layers.Rescaling, keras.layers.Normalization, keras.Model)
+# What Keras calls the layers that MobileNetV3 leaves unnamed; the number counts what the process built before.
+AUTO_NAME = re.compile(r"(activation|add|multiply|re_lu)(_\d+)?")
 
-# At output stride 16 block 13 no longer halves the maps; the depthwise kernels behind it are spread by 2 instead
-# ("atrous"), so that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv 1606.00915).
-LAST_STRIDE = "block_13"
-DILATED = ("block_14_depthwise", "block_15_depthwise", "block_16_depthwise")
-# From scratch each residual branch starts at zero: a deep network that begins as a shallow one learns sooner
-# (arXiv 1706.02677, section 5.1).
-RESIDUAL_NORMS = tuple(f"block_{i}_project_BN" for i in (2, 4, 5, 7, 8, 9, 11, 12, 14, 15))
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network of keras.applications, made of inverted residual blocks."""
+
+    build: Callable[..., keras.Model]
+    default_layer: str  # in the original network the last layer at 1/16 of the image's resolution
+    published_sizes: tuple[int, ...]  # Keras publishes ImageNet weights for these
+
+
+DEFAULT_LAYER = "block_13_expand_relu"
+BACKBONES = {
+    "mobilenet_v2": Backbone(keras.applications.MobileNetV2, DEFAULT_LAYER, (96, 128, 160, 192, 224)),
+    "mobilenet_v3_small": Backbone(
+        functools.partial(keras.applications.MobileNetV3Small, include_preprocessing=False),
+        "expanded_conv_8_expand_activation",
+        (224,),
+    ),
+    "mobilenet_v3_large": Backbone(
+        functools.partial(keras.applications.MobileNetV3Large, include_preprocessing=False),
+        "expanded_conv_12_expand_activation",
+        (224,),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -70,12 +91,15 @@ def embedding_network(spec: Spec | None = None, weights: str | os.PathLike | Non
     spec = spec or Spec()
     inputs = keras.Input((spec.image_size, spec.image_size, 3), name="image")
     scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(inputs)
-    backbone = BACKBONES[spec.backbone](
+    backbone = BACKBONES[spec.backbone].build(
         input_tensor=scaled, input_shape=(spec.image_size, spec.image_size, 3), alpha=spec.alpha,
         include_top=False, weights=None,
     )  # fmt: skip
     seeds = itertools.count(seed * 1000)
-    backbone = keras.models.clone_model(backbone, clone_function=lambda layer: _copy_layer(layer, spec, seeds))
+    changes = _changes(backbone, spec.output_stride)
+    backbone = keras.models.clone_model(
+        backbone, clone_function=lambda layer: _copy_layer(layer, changes[layer.name], seeds)
+    )
     if weights is not None:
         _copy_weights(backbone, spec, weights)
     else:
@@ -111,9 +135,9 @@ def get_layer(network: keras.Model, name: str) -> keras.Layer:
 
 
 def default_layer(network: keras.Model) -> str:
-    """Where Grad-CAM looks if nobody says: `DEFAULT_LAYER` in our networks, else the last layer that gives maps."""
+    """Where Grad-CAM looks if nobody says: the backbone's layer in our networks, else the last that gives maps."""
     if getattr(network, "spec", None):
-        return DEFAULT_LAYER
+        return BACKBONES[network.spec.backbone].default_layer
     if not map_layers(network):
         raise ValueError(f"The network {network.name!r} has no layer that gives feature maps (N, h, w, C).")
     return map_layers(network)[-1]
@@ -152,20 +176,38 @@ def _batch_norms(network):
     return [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
 
 
-def _copy_layer(layer, spec, seeds):
-    """The layer with seeded initial weights, and as it has to be at the output stride."""
-    config = layer.get_config()
+def _changes(backbone, output_stride):
+    """By layer name: the entries of its config that differ from keras.applications' own."""
+    changes = collections.defaultdict(dict)
+    # The blocks are one chain; their shortcuts hold no layers. So the list's neighbours are the graph's.
+    for front, layer in itertools.pairwise(backbone.operations):
+        if AUTO_NAME.fullmatch(layer.name):
+            name = changes[front.name].get("name", front.name).removesuffix("_bn")
+            changes[layer.name]["name"] = f"{name}_{type(layer).__name__.lower()}"
+        if isinstance(layer, keras.layers.Add):
+            # From scratch each residual branch starts at zero: a deep network that begins as a shallow one learns
+            # sooner (arXiv 1706.02677, section 5.1).
+            changes[front.name]["gamma_initializer"] = "zeros"
+    if output_stride == 16:
+        # The last block that halves the maps no longer does; the depthwise kernels behind it are spread by 2 instead
+        # ("atrous"), so that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv
+        # 1606.00915).
+        depthwise = [layer for layer in backbone.layers if isinstance(layer, keras.layers.DepthwiseConv2D)]
+        last = max(i for i, layer in enumerate(depthwise) if layer.strides == (2, 2))
+        changes[depthwise[last].name]["strides"] = (1, 1)
+        # Stride 1 with "valid" needs half a kernel on each side.
+        pad = backbone.layers[backbone.layers.index(depthwise[last]) - 1]
+        changes[pad.name]["padding"] = depthwise[last].kernel_size[0] // 2
+        for layer in depthwise[last + 1 :]:
+            changes[layer.name]["dilation_rate"] = (2, 2)
+    return changes
+
+
+def _copy_layer(layer, changes, seeds):
+    """The layer with those changes of its config and seeded initial weights."""
+    config = layer.get_config() | changes
     for key in {"kernel_initializer", "depthwise_initializer"} & set(config):
         config[key] = keras.initializers.HeNormal(next(seeds))
-    if layer.name in RESIDUAL_NORMS:
-        config["gamma_initializer"] = "zeros"
-    if spec.output_stride == 16:
-        if layer.name == f"{LAST_STRIDE}_pad":
-            config["padding"] = ((1, 1), (1, 1))  # stride 1 with "valid" needs one pixel on each side
-        elif layer.name == f"{LAST_STRIDE}_depthwise":
-            config["strides"] = (1, 1)
-        elif layer.name in DILATED:
-            config["dilation_rate"] = (2, 2)
     return layer.__class__.from_config(config)
 
 
@@ -179,11 +221,12 @@ def _copy_weights(backbone, spec, weights):
         )
     if isinstance(source, Path) and not source.is_file():
         raise FileNotFoundError(f"No weights file {source}; expected 'imagenet' or a keras.applications weights file.")
-    # Keras publishes MobileNetV2 weights for these sizes only; kernels do not depend on the size.
-    size = spec.image_size if spec.image_size in (96, 128, 160, 192, 224) else 224
-    build = BACKBONES[spec.backbone]
+    original = BACKBONES[spec.backbone]
+    size = spec.image_size if spec.image_size in original.published_sizes else 224  # kernels do not depend on the size
     try:
-        published = build(input_shape=(size, size, 3), alpha=spec.alpha, include_top=False, weights=str(source))
+        published = original.build(
+            input_shape=(size, size, 3), alpha=spec.alpha, include_top=False, weights=str(source)
+        )
     except Exception as error:  # Keras raises a bare Exception where its download fails
         what = "weights of" if source == "imagenet" else f"{source}: expected weights of"
         raise ValueError(

@@ -6,33 +6,29 @@ Import this module before anything that imports TensorFlow or Keras: it imports 
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "opencv-python", "opencv-python-headless", "matplotlib")
+from utils.runtime import silent_stderr
 
-
-@contextmanager
-def _silent_stderr():
-    """Send what C++ code writes to file descriptor 2 to nowhere; Python exceptions pass through."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "numpy",
+    "scikit-learn",
+    "opencv-python",
+    "opencv-python-headless",
+    "matplotlib",
+    "ai-edge-litert",
+    "litert-quantizer",
+)
 
 
 # The log differs between machines, and a notebook test compares stderr. TensorFlow 2.21 writes the first lines
 # while its library is being loaded, whatever the log level is; the level is for those that come later.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with _silent_stderr():
+with silent_stderr():
     import tensorflow as tf
 
 import keras  # noqa: E402

@@ -1,8 +1,29 @@
-"""The result of an explanation. Needs NumPy only, so that it can be used where there is no TensorFlow."""
+"""Run an exported explainer where there is no TensorFlow: ai-edge-litert, NumPy and OpenCV are enough.
 
+The file comes from `utils.export`: a LiteRT graph from RGB 0..255 to scores, embedding, cluster and heat map, and
+behind it a zip archive that says what the numbers mean.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from utils import imaging
+
+FLOAT_FILE, INT8_FILE = "explainer.tflite", "explainer_int8.tflite"  # in a model folder
+FORMAT = 1
+METADATA_FILE = "faster_gradcam.json"  # in the archive
+OUTPUTS = ("scores", "embedding", "cluster", "heatmap")
 
 
 @dataclass(frozen=True)
@@ -30,3 +51,102 @@ class Explanation:
     def names(self) -> tuple[str, ...]:
         """The predicted class name of each image."""
         return tuple(self.class_names[label] for label in self.labels)
+
+
+class Explainer:
+    """One exported file, ready to explain. Not for use by several threads at once.
+
+    Attributes:
+        class_names: tuple of K names.
+        image_size: height and width the network works at, in pixels.
+        precision: "float32" or "int8".
+        metadata: dict, all that the file says about itself.
+        network_seconds: time the graph took in the last call of `explain`, mean over its images.
+    """
+
+    def __init__(self, path: str | os.PathLike, num_threads: int = 2):
+        """Load the file.
+
+        Args:
+            path: an ``explainer.tflite`` or ``explainer_int8.tflite``.
+            num_threads: CPU threads of the network.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is truncated or damaged, not an explainer, or ``num_threads`` is not positive.
+        """
+        if not isinstance(num_threads, int) or num_threads < 1:
+            raise ValueError(f"num_threads must be an integer of at least 1. Received: {num_threads!r}")
+        self.metadata = read_metadata(path)
+        self.class_names = tuple(self.metadata["class_names"])
+        self.image_size = tuple(self.metadata["image_size"])
+        self.precision = self.metadata["precision"]
+        self.network_seconds = math.nan
+        with silent_stderr():  # it announces its CPU kernels there
+            self._interpreter = Interpreter(os.fspath(path), num_threads=num_threads)
+            self._interpreter.allocate_tensors()
+        self._input = self._interpreter.tensor(self._interpreter.get_input_details()[0]["index"])
+        details = self._interpreter.get_signature_runner().get_output_details()
+        self._outputs = [details[name]["index"] for name in OUTPUTS]
+
+    def explain(self, images: np.ndarray) -> Explanation:
+        """Label and heat map of each image, one pass through the graph an image.
+
+        Args:
+            images: uint8 RGB (N, H, W, 3) or (H, W, 3), any size.
+        """
+        images = imaging.check_images(images)
+        height, width = images.shape[1:3]
+        self.network_seconds = 0.0
+        parts = [self._run(image) for image in imaging.resize(images, *self.image_size)]
+        self.network_seconds /= len(images)
+        # A single image, the camera's case, is spared the copy.
+        results = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        scores, embeddings, clusters, heatmaps = results
+        heatmaps = imaging.resize(heatmaps, height, width)
+        return Explanation(scores.argmax(axis=1), self.class_names, scores, heatmaps, clusters, embeddings)
+
+    def _run(self, image):
+        self._input()[0] = image  # uint8 to float32
+        start = time.perf_counter()
+        self._interpreter.invoke()
+        self.network_seconds += time.perf_counter() - start
+        return [self._interpreter.get_tensor(output) for output in self._outputs]
+
+
+def read_metadata(path: str | os.PathLike) -> dict:
+    """What an exported file says about itself, after a check that the file is whole.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated or damaged, or not an explainer of this version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no explainer file {path}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            metadata = json.loads(archive.read(METADATA_FILE))
+        with path.open("rb") as file:
+            checksum = hashlib.sha256(file.read(metadata["bytes"])).hexdigest()
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not an explainer file, or it is truncated: it ends in no metadata.") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} was written by another version of Faster-Grad-CAM; export the model again.")
+    if metadata["sha256"] != checksum:
+        raise ValueError(f"{path} is damaged: its checksum differs.")
+    return metadata
+
+
+@contextmanager
+def silent_stderr():
+    """Send what C++ code writes to file descriptor 2 to nowhere; Python exceptions pass through."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,145 @@
+"""The whole explainer as one LiteRT file: RGB 0..255 in; scores, embedding, cluster and heat map out.
+
+The graph holds what `FasterGradCAM.explain` computes; prototypes, centroids and channel weights are constants in it.
+Only the resize of the image before it, and of the small heat map behind it, stays outside.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from litert_quantizer import qtyping, quantizer
+
+from utils import imaging, repro, runtime
+from utils.faster_gradcam import FasterGradCAM
+
+TAIL = "explanation_tail"
+N_CALIBRATION = 100
+
+
+class ExplanationTail(keras.layers.Layer):
+    """From feature maps (1, h, w, C) and embedding (1, D) to scores, unit embedding, cluster and heat map.
+
+    One product with a table of prototypes and centroids gives all similarities. With unit embeddings
+    ‖ê − m‖² = 1 − 2 ê·m + ‖m‖²; clusters of other classes are put out of reach by an offset, and a last cluster of
+    zero weights is there for the classes that have none of their own.
+    """
+
+    def __init__(self, faster: FasterGradCAM):
+        super().__init__(name=TAIL)
+        n_clusters, size = faster.centroids.shape
+        self.n_classes = len(faster.class_names)
+        self.table = np.concatenate([faster.prototypes, -2 * faster.centroids.T, np.zeros((size, 1))], axis=1)
+        reachable = np.arange(self.n_classes)[:, None] == faster.cluster_classes  # (K, M)
+        reachable = np.concatenate([reachable, ~reachable.any(axis=1, keepdims=True)], axis=1)
+        self.offsets = np.where(reachable, np.append((faster.centroids**2).sum(axis=1), 0), 1e9)  # (K, M + 1)
+        self.channel_weights = np.pad(faster.channel_weights, ((0, 1), (0, 0)))
+        # The resize is linear, axis by axis: what it makes of unit vectors are the matrices that do the same.
+        (height, width), (rows, columns) = faster.network.outputs[0].shape[1:3], faster.image_size
+        self.grow_rows = imaging.resize(np.eye(height, dtype=np.float32)[None], rows, height)[0]  # (H, h)
+        self.grow_columns = imaging.resize(np.eye(width, dtype=np.float32)[None], columns, width)[0]  # (W, w)
+        self.clusters = np.append(np.arange(n_clusters), -1).astype(np.int32)
+
+    def call(self, maps, embedding):
+        # tf.gather and tf.argmax, because those of keras.ops need operations that LiteRT does not have.
+        embedding = tf.math.l2_normalize(embedding, axis=-1)
+        products = tf.matmul(embedding, tf.constant(self.table, tf.float32))  # (1, K + M + 1)
+        scores, products = products[:, : self.n_classes], products[:, self.n_classes :]
+        label = tf.argmax(scores, axis=-1, output_type=tf.int32)  # (1,)
+        distances = products + tf.gather(tf.constant(self.offsets, tf.float32), label)
+        nearest = tf.argmin(distances, axis=-1, output_type=tf.int32)
+        weights = tf.gather(tf.constant(self.channel_weights, tf.float32), nearest)  # (1, C)
+        # Multiplied and summed: a matrix product packs the maps first, as if they were weights, and takes longer.
+        positive = tf.nn.relu(tf.reduce_sum(maps * weights[:, None, None], axis=-1))  # (1, h, w)
+        heatmap = positive / tf.maximum(tf.reduce_max(positive), 1e-12)
+        heatmap = tf.matmul(tf.transpose(heatmap[0]), tf.constant(self.grow_rows.T))  # (w, H)
+        heatmap = tf.matmul(tf.transpose(heatmap), tf.constant(self.grow_columns.T))[None]  # (1, H, W)
+        cluster = tf.gather(tf.constant(self.clusters), nearest)
+        return {"scores": scores, "embedding": embedding, "cluster": cluster, "heatmap": heatmap}
+
+
+def export_float(faster: FasterGradCAM, path: str | os.PathLike) -> Path:
+    """Write the explainer as a float32 LiteRT file for one image at a time.
+
+    Args:
+        path: where it goes.
+
+    Raises:
+        ValueError: Keras is too old to export.
+    """
+    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 13):
+        raise ValueError(f"The export needs Keras 3.13 or newer. Received: Keras {keras.__version__}")
+    image = keras.Input(batch_shape=(1, *faster.image_size, 3), name="image")
+    model = keras.Model(image, ExplanationTail(faster)(*faster.network(image)))
+    # A batch of known size: with an open one the converter cannot merge dilated convolutions.
+    signature = [keras.InputSpec(dtype="float32", shape=image.shape, name="image")]
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / runtime.FLOAT_FILE
+        with runtime.silent_stderr():
+            model.export(draft, format="litert", verbose=False, input_signature=signature)
+        content = draft.read_bytes()
+    return _write(path, content, {
+        "precision": "float32", "class_names": list(faster.class_names), "image_size": list(faster.image_size),
+        "layer": faster.meta["layer"], "versions": repro.versions(),
+    })  # fmt: skip
+
+
+def export_int8(float_file: str | os.PathLike, images: np.ndarray, path: str | os.PathLike, seed: int = 0) -> Path:
+    """Quantise an exported float file: weights and activations of the network in int8, its tail stays float.
+
+    Weights are scaled channel by channel, activations tensor by tensor, by the range they have on the images
+    (arXiv 1712.05877).
+
+    Args:
+        float_file: what `export_float` wrote.
+        images: uint8 RGB (N, H, W, 3) to calibrate on: training images, of all classes. 100 of them are drawn.
+        path: where it goes.
+        seed: of the draw.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `runtime.read_metadata`, or images that are none.
+    """
+    images, metadata = imaging.check_images(images), runtime.read_metadata(float_file)
+    # In random order: the ranges are moving averages, the last images count most.
+    chosen = np.random.default_rng(seed).permutation(len(images))[:N_CALIBRATION]
+    samples = imaging.resize(images[chosen], *metadata["image_size"]).astype(np.float32)
+    everything = qtyping.TFLOperationName.ALL_SUPPORTED
+    # All bytes, the archive at the end included, which it does not look at.
+    quantizing = quantizer.Quantizer(Path(float_file).read_bytes())
+    quantizing.add_static_config(".*", everything, activation_num_bits=8, weight_num_bits=8)
+    for regex, operation in ((f".*({TAIL}|StatefulPartitionedCall|/preprocessing).*", everything),
+                             (".*", qtyping.TFLOperationName.INPUT)):  # fmt: skip
+        quantizing.update_quantization_recipe(regex, operation, algorithm_key="no_quantize")
+    with runtime.silent_stderr(), warnings.catch_warnings():
+        # It warns of its own calibration mode, and of biases that are out of range because their weights are all zero.
+        warnings.simplefilter("ignore")
+        ranges = quantizing.calibrate({"serving_default": [{"image": image[None]} for image in samples]})
+        result = quantizing.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    return _write(path, result.quantized_model, metadata | {"precision": "int8"})
+
+
+def _write(path, content, metadata):
+    """The flatbuffer with its metadata in a zip archive behind it; the file appears as a whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = metadata | {
+        "format": runtime.FORMAT, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()
+    }  # fmt: skip
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_bytes(content)
+        with zipfile.ZipFile(draft, "a") as archive:
+            # A fixed date, so that equal models give equal files.
+            entry = zipfile.ZipInfo(runtime.METADATA_FILE, date_time=(1980, 1, 1, 0, 0, 0))
+            archive.writestr(entry, json.dumps(metadata, indent=1, sort_keys=True))
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,172 @@
+"""Images as arrays: read, check, resize, write. Needs NumPy, OpenCV and Pillow, and no TensorFlow.
+
+Images are uint8 RGB (H, W, 3). OpenCV's BGR never leaves the function that read it.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+# By name an image; what Pillow cannot read of them is skipped and named, so that nobody misses it in silence.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".heic", ".avif"}
+EXPECTED = "expected uint8 RGB of shape (N, H, W, 3) or (H, W, 3)"
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a file as uint8 RGB (H, W, 3), turned upright as its EXIF orientation says.
+
+    Transparent pixels are laid over white, 16 bits are scaled to 8, CMYK is converted, of an animation the first frame
+    is taken. Up to 178 megapixels, Pillow's bound against decompression bombs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not an image, truncated, or too big.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of big images and odd metadata; what matters raises
+        return read_in_thread(Path(path))
+
+
+def read_in_thread(path: Path) -> np.ndarray:
+    """``read_image`` for threads, in which ``catch_warnings`` is not safe."""
+    # Pillow, because OpenCV returns the upper half of a truncated photo without a word.
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no image file {path}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"Cannot read {path}: the file is empty (0 bytes).")
+    try:
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"Cannot read {path}: it is not an image in a known format.") from None
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        raise ValueError(f"Cannot read {path}: {str(error).rstrip('.') or type(error).__name__}.") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Pillow image of any mode → uint8 RGB (H, W, 3)."""
+    if image.mode == "F":
+        raise ValueError("it holds floating-point pixels, expected 8 or 16 bits a channel")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        grey = (np.clip(np.asarray(image, np.int32), 0, 65535) + 128) // 257
+        return cv2.cvtColor(grey.astype(np.uint8), cv2.COLOR_GRAY2RGB)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """The image files that the paths name, folders unfolded (not below), each with a name for what is made of it.
+
+    The name is the file's stem; a stem that comes again gets a number: photo, photo_2.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or there is no image file at all.
+    """
+    paths = [Path(path) for path in paths]
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise FileNotFoundError(f"There is no file {', '.join(missing)}.")
+    files = [f for path in paths for f in (images_in(path) if path.is_dir() else [path])]
+    if not files:
+        raise FileNotFoundError(f"There is no image file in {', '.join(map(str, paths))}.")
+    names, taken = [], set()
+    for file in files:
+        numbers = (f"{file.stem}_{n}" if n > 1 else file.stem for n in count(1))
+        names.append(next(name for name in numbers if name not in taken))
+        taken.add(names[-1])
+    return list(zip(files, names, strict=True))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder, in natural order (IMG_2 before IMG_10)."""
+    return sorted(
+        (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and not f.is_dir()),
+        key=lambda f: ([int(p) if p.isdecimal() else p.lower() for p in re.split(r"(\d+)", f.name)], f.name),
+    )
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write uint8 RGB (H, W, 3) or grey (H, W) in the format the suffix names; the file appears as a whole or not."""
+    path = Path(path)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"An image file must end in one of {', '.join(IMAGE_SUFFIXES)}. Received: {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        Image.fromarray(image).save(draft, Image.registered_extensions()[path.suffix.lower()], quality=95)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def check_images(images: np.ndarray) -> np.ndarray:
+    """The one test of image arrays: uint8 RGB (N, H, W, 3), or a single (H, W, 3), comes back as (N, H, W, 3).
+
+    Raises:
+        ValueError: anything else; the sentence says what was received and what is expected.
+    """
+    try:
+        images = np.asarray(images)
+    except ValueError:
+        raise ValueError(f"Received images of different shapes, {EXPECTED}: resize them first.") from None
+    if images.dtype == np.uint8 and images.ndim in (3, 4) and images.shape[-1] == 3 and images.size:
+        return images if images.ndim == 4 else images[None]
+    raise ValueError(f"Received {images.dtype} of shape {images.shape}, {EXPECTED}: {_problem(images)}.")
+
+
+def _problem(images):
+    """Why these are no images."""
+    if np.issubdtype(images.dtype, np.floating):
+        nan = ", some of them NaN" if np.isnan(images).any() else ""
+        return f"floats are not accepted{nan}, convert 0..1 with np.round(images * 255).astype(np.uint8)"
+    if images.dtype != np.uint8:
+        return "convert values 0..255 with images.astype(np.uint8)"
+    if images.ndim == 2:
+        return "stack a grey image three times, np.stack([image] * 3, axis=-1)"
+    if images.ndim in (3, 4) and images.shape[-1] == 4:
+        return "drop an alpha channel with images[..., :3]"
+    if images.ndim not in (3, 4) or images.shape[-1] != 3:
+        return "the shape does not fit"
+    return "at least one image and one pixel are needed"
+
+
+def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The one resize, used in training, inference and for maps: plain, the aspect is not kept.
+
+    Area filter along an axis that shrinks, bilinear along an axis that grows.
+
+    Args:
+        images: uint8 or float32 (N, H, W, 3), or float32 maps (N, H, W), or bool masks (N, H, W); N may be 0.
+
+    Returns:
+        The same dtype, (N, height, width[, 3]); the array itself if it has that size. Masks are resized as numbers and
+        cut at one half.
+    """
+    if images.shape[1:3] == (height, width):
+        return images
+    if images.dtype == bool:
+        return resize(images.astype(np.float32), height, width) >= 0.5
+    is_rgb = images.ndim == 4 and images.shape[-1] == 3 and images.dtype in (np.uint8, np.float32)
+    is_map = images.ndim == 3 and images.dtype == np.float32
+    if not (is_rgb or is_map) or min(height, width, *images.shape[1:3]) < 1:
+        raise ValueError(
+            f"Cannot resize {images.dtype} of shape {images.shape} to {height}x{width}, expected uint8 or float32 "
+            "(N, H, W, 3) or float32 or bool (N, H, W), with sides of at least 1."
+        )
+    resized = np.empty((len(images), height, width, *images.shape[3:]), images.dtype)
+    for image, out in zip(images, resized, strict=True):
+        h, w = image.shape[:2]
+        if (height - h) * (width - w) < 0:  # one axis shrinks, the other grows: the area filter cannot do both
+            image = cv2.resize(image, (min(w, width), min(h, height)), interpolation=cv2.INTER_AREA)
+        grows = height > h or width > w
+        out[...] = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
+    return resized
