@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import arcface, imaging
+from utils import arcface, imaging, runtime
 from utils.__main__ import main
 
 TINY = [
@@ -71,6 +71,20 @@ def test_ctrl_c_in_training_on_joined_data_keeps_a_model(tmp_path, capsys, monke
     assert "of choki, gu, pa" in printed and "the best weights so far (step 1) are kept" in printed
     arguments = ["explain", str(tmp_path / "mine" / "gu"), "--model", str(model), "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
+
+
+def test_exporting_a_trained_model(model, photos, capsys):
+    assert main(["export", str(model), "--data", str(photos)]) == 0
+    printed = capsys.readouterr().out
+    assert "explainer.tflite" in printed and "calibrated on images of" in printed
+    for file, precision in ((runtime.FLOAT_FILE, "float32"), (runtime.INT8_FILE, "int8")):
+        explainer = runtime.Explainer(model / file)
+        assert explainer.class_names == ("cat", "dog", "none") and explainer.precision == precision
+    # Trained on a folder whose path the model does not tell: the float file is there, int8 needs the images.
+    (model / runtime.INT8_FILE).unlink()
+    assert main(["export", str(model)]) == 2
+    assert "name them with --data" in capsys.readouterr().err
+    assert (model / runtime.FLOAT_FILE).exists() and not (model / runtime.INT8_FILE).exists()
 
 
 def test_explaining_files_and_folders(model, photos, tmp_path, capsys):

@@ -74,17 +74,8 @@ def export_float(faster: FasterGradCAM, path: str | os.PathLike) -> Path:
     Raises:
         ValueError: Keras is too old to export.
     """
-    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 13):
-        raise ValueError(f"The export needs Keras 3.13 or newer. Received: Keras {keras.__version__}")
     image = keras.Input(batch_shape=(1, *faster.image_size, 3), name="image")
-    model = keras.Model(image, ExplanationTail(faster)(*faster.network(image)))
-    # A batch of known size: with an open one the converter cannot merge dilated convolutions.
-    signature = [keras.InputSpec(dtype="float32", shape=image.shape, name="image")]
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / runtime.FLOAT_FILE
-        with runtime.silent_stderr():
-            model.export(draft, format="litert", verbose=False, input_signature=signature)
-        content = draft.read_bytes()
+    content = convert(keras.Model(image, ExplanationTail(faster)(*faster.network(image))))
     return _write(path, content, {
         "precision": "float32", "class_names": list(faster.class_names), "image_size": list(faster.image_size),
         "layer": faster.meta["layer"], "versions": repro.versions(),
@@ -93,9 +84,6 @@ def export_float(faster: FasterGradCAM, path: str | os.PathLike) -> Path:
 
 def export_int8(float_file: str | os.PathLike, images: np.ndarray, path: str | os.PathLike, seed: int = 0) -> Path:
     """Quantise an exported float file: weights and activations of the network in int8, its tail stays float.
-
-    Weights are scaled channel by channel, activations tensor by tensor, by the range they have on the images
-    (arXiv 1712.05877).
 
     Args:
         float_file: what `export_float` wrote.
@@ -107,22 +95,56 @@ def export_int8(float_file: str | os.PathLike, images: np.ndarray, path: str | o
         FileNotFoundError, ValueError: as of `runtime.read_metadata`, or images that are none.
     """
     images, metadata = imaging.check_images(images), runtime.read_metadata(float_file)
-    # In random order: the ranges are moving averages, the last images count most.
     chosen = np.random.default_rng(seed).permutation(len(images))[:N_CALIBRATION]
-    samples = imaging.resize(images[chosen], *metadata["image_size"]).astype(np.float32)
-    everything = qtyping.TFLOperationName.ALL_SUPPORTED
-    # All bytes, the archive at the end included, which it does not look at.
-    quantizing = quantizer.Quantizer(Path(float_file).read_bytes())
-    quantizing.add_static_config(".*", everything, activation_num_bits=8, weight_num_bits=8)
-    for regex, operation in ((f".*({TAIL}|StatefulPartitionedCall|/preprocessing).*", everything),
-                             (".*", qtyping.TFLOperationName.INPUT)):  # fmt: skip
-        quantizing.update_quantization_recipe(regex, operation, algorithm_key="no_quantize")
+    samples = imaging.resize(images[chosen], *metadata["image_size"])
+    content = Path(float_file).read_bytes()[: metadata["bytes"]]
+    # The converter gives the outputs, and so the tail's last operators, names of its own.
+    content = quantise(content, samples, float_parts=(TAIL, "StatefulPartitionedCall"))
+    return _write(path, content, metadata | {"precision": "int8"})
+
+
+def convert(model: keras.Model) -> bytes:
+    """A Keras model with one input of known shape as a LiteRT flatbuffer, through Keras' own export.
+
+    Raises:
+        ValueError: Keras is too old for it.
+    """
+    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 13):
+        raise ValueError(f"The export needs Keras 3.13 or newer. Received: Keras {keras.__version__}")
+    # A batch of known size: with an open one the converter cannot merge dilated convolutions.
+    signature = [keras.InputSpec(dtype="float32", shape=model.inputs[0].shape, name=model.inputs[0].name)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        with runtime.silent_stderr():
+            model.export(path, format="litert", verbose=False, input_signature=signature)
+        return path.read_bytes()
+
+
+def quantise(content: bytes, images: np.ndarray, float_parts: tuple[str, ...] = ()) -> bytes:
+    """A converted network with weights and activations in int8; its input, preprocessing and outputs stay float.
+
+    Weights are scaled channel by channel, activations tensor by tensor, by the range they have on the images
+    (arXiv 1712.05877).
+
+    Args:
+        content: what `convert` gave.
+        images: uint8 RGB (N, S, S, 3) of the network's size, in random order: the ranges are moving averages, so that
+            the last images count most.
+        float_parts: what is to stay float, too: parts of the names of operators' outputs.
+    """
+    kinds = qtyping.TFLOperationName
+    quantizing = quantizer.Quantizer(content)
+    quantizing.add_static_config(".*", kinds.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+    float_operators = f".*({'|'.join(('/preprocessing', *float_parts))}).*"
+    for names, kind in ((float_operators, kinds.ALL_SUPPORTED), (".*", kinds.INPUT), (".*", kinds.OUTPUT)):
+        quantizing.update_quantization_recipe(names, kind, algorithm_key="no_quantize")
+    samples = [{"image": image[None]} for image in images.astype(np.float32)]
     with runtime.silent_stderr(), warnings.catch_warnings():
         # It warns of its own calibration mode, and of biases that are out of range because their weights are all zero.
         warnings.simplefilter("ignore")
-        ranges = quantizing.calibrate({"serving_default": [{"image": image[None]} for image in samples]})
+        ranges = quantizing.calibrate({"serving_default": samples})
         result = quantizing.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-    return _write(path, result.quantized_model, metadata | {"precision": "int8"})
+    return bytes(result.quantized_model)
 
 
 def _write(path, content, metadata):

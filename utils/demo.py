@@ -1,0 +1,281 @@
+"""The live demo: what a camera, a video or images show, explained in a window or as JSON lines. Needs no TensorFlow.
+
+`utils.sources` reads in a thread; the main thread explains, shows and records. Pictures are uint8 RGB (H, W, 3).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils import heatmap, imaging, sources
+from utils.runtime import Explainer, Explanation, silent_stderr
+
+MODES = ("heatmap", "box")
+KEYS = "keys: s heat map or box, p pause, w write the picture, q or Esc quit; at an image any other key shows the next"
+TITLE, ESCAPE = "Faster-Grad-CAM", "\x1b"
+LARGEST_WINDOW = (1280, 720)  # width, height in pixels; bigger pictures are shown smaller
+PAUSED_MS = 30  # between two looks at the keyboard
+CODECS = {".mp4": ("mp4v", "avc1"), ".avi": ("MJPG",)}  # the first that this OpenCV has
+RECENT_FRAMES = 30  # the rates are means over these
+FONT, TEXT_HEIGHT = cv2.FONT_HERSHEY_SIMPLEX, 0.055  # of the picture's height
+WHITE, BLACK, YELLOW = (255, 255, 255), (0, 0, 0), (255, 221, 0)
+
+
+def run(
+    source: str,
+    model_file: str | os.PathLike,
+    mode: str = "heatmap",
+    save: str | os.PathLike | None = None,
+    headless: bool = False,
+    num_threads: int = 2,
+) -> None:
+    """Explain what the source shows until it ends or a person ends it.
+
+    Args:
+        source: number of a camera, or path of a video, an image or a folder of images.
+        model_file: an ``explainer.tflite`` or ``explainer_int8.tflite``.
+        mode: what is drawn first, "heatmap" or "box".
+        save: .mp4 or .avi of the annotated frames; it appears at the end, also if that is an error or Ctrl-C.
+        headless: no window, but one JSON line a second on stdout and one at the end.
+        num_threads: CPU threads of the network.
+
+    Raises:
+        FileNotFoundError: there is no such file or camera, or no image in the folder.
+        ValueError: nothing in the source can be read, or ``save`` has another suffix or is the source.
+        OSError: no window can be opened, ``save`` cannot be written, or the camera is gone.
+    """
+    if mode not in MODES:
+        raise ValueError(f"The mode must be one of {', '.join(MODES)}. Received: {mode!r}")
+    if save and Path(save).resolve() == Path(source).resolve():
+        raise ValueError(f"{save} is the source itself; save the video under another name.")
+    if not headless:
+        check_window()
+    with ExitStack() as stack:
+        frames = stack.enter_context(closing(sources.open_source(source)))
+        recorder = stack.enter_context(closing(Recorder(Path(save), frames.fps, frames.live))) if save else None
+        explainer = Explainer(model_file, num_threads)
+        window = None if headless else stack.enter_context(closing(Window()))
+        if not explain_all(frames, explainer, mode, recorder, window):
+            raise ValueError(f"Nothing in {source} can be read as a picture.")
+
+
+def explain_all(frames, explainer, mode="heatmap", recorder=None, window=None) -> int:
+    """Explain the frames of a `sources.Source`, record and show them, or report. Returns their number."""
+    state, meter, result, next_report = State(mode), Meter(), None, 1.0
+    try:
+        for frame in frames:
+            result = explainer.explain(frame)
+            meter.count(explainer.network_seconds)
+            draw = partial(annotate, frame, result, rates=meter.rates())
+            picture = draw(state.mode) if recorder or window else None  # what nobody sees is not drawn
+            if recorder:
+                recorder.write(picture, meter.seconds())
+            if window:
+                state = look(window, picture, draw, replace(state, paused=frames.stills), meter)
+            elif meter.seconds() >= next_report:
+                print(report(result, meter, frames.skipped), flush=True)
+                next_report = meter.seconds() + 1.0
+            if state.done:
+                break
+    finally:
+        if result and not window:
+            print(report(result, meter, frames.skipped), flush=True)
+    return meter.frames
+
+
+def report(result: Explanation, meter: "Meter", skipped: int) -> str:
+    """JSON of the last frame and the run so far; ``box`` is null or (x0, y0, x1, y1) in pixels, half open."""
+    fps, network_ms = meter.rates()
+    score, box = float(result.scores[0].max()), heatmap.box(result.heatmaps[0])
+    line = {"frames": meter.frames, "skipped": skipped, "seconds": round(meter.seconds(), 2), "fps": round(fps, 1)}
+    line |= {"network_ms": round(network_ms, 2), "label": result.names[0], "score": round(score, 3), "box": box}
+    return json.dumps(line)
+
+
+class Meter:
+    """Counts frames and their time, without the time that a person took."""
+
+    def __init__(self):
+        self.frames, self._start = 0, time.perf_counter()
+        self._recent = deque([(0.0, 0.0)], maxlen=RECENT_FRAMES + 1)  # end of each frame, seconds of its network
+
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.perf_counter() - self._start
+
+    def count(self, network_seconds: float) -> None:
+        """One more frame is explained."""
+        self.frames += 1
+        self._recent.append((self.seconds(), network_seconds))
+
+    def exclude(self, seconds: float) -> None:
+        """This time was spent waiting."""
+        self._start += seconds
+
+    def rates(self) -> tuple[float, float]:
+        """Frames per second from end to end, milliseconds of the network alone."""
+        ends, network = np.transpose(self._recent)
+        return (len(ends) - 1) / (ends[-1] - ends[0]), 1000 * network[1:].mean()
+
+
+def annotate(frame: np.ndarray, result: Explanation, mode: str, rates: tuple[float, float]) -> np.ndarray:
+    """Draw label, score, `Meter.rates` and, unless it is *none*, the heat map or the box on a copy of the frame."""
+    heat, height, corner = result.heatmaps[0], len(frame), (0, 0)
+    picture = heatmap.overlay(frame, heat) if mode == "heatmap" and heat.any() else frame.copy()
+    if mode == "box" and (box := heatmap.box(heat)):
+        corner, opposite = box[:2], (box[2] - 1, box[3] - 1)
+        line = max(2, height // 160)
+        cv2.rectangle(picture, corner, opposite, BLACK, 2 * line)  # to be seen on any background
+        cv2.rectangle(picture, corner, opposite, YELLOW, line)
+    top = _write(picture, f"{rates[0]:.0f} FPS, network {rates[1]:.1f} ms", (0, height), height)
+    _write(picture, f"{result.names[0]} {result.scores[0].max():.2f}", corner, top)
+    return picture
+
+
+def _write(picture, text, corner, lowest):
+    """Write on a plate that stands on the corner (x, y), moved inside and above ``lowest``; returns the plate's top."""
+    height, width = picture.shape[:2]
+    margin = round(TEXT_HEIGHT * height / 3)
+    unit = cv2.getTextSize(text, FONT, 1.0, 1)[0]  # OpenCV 5 has another font than 4
+    scale = min(TEXT_HEIGHT * height / unit[1], max(width - 2 * margin - 2, 1) / unit[0])  # 2: for rounding
+    thickness = max(1, round(scale))
+    (w, h), baseline = cv2.getTextSize(text, FONT, scale, thickness)
+    w, h = w + 2 * margin, h + baseline + 2 * margin
+    x, bottom = max(min(corner[0], width - w), 0), min(max(corner[1], h), lowest)
+    cv2.rectangle(picture, (x, bottom - h), (x + w - 1, bottom - 1), BLACK, cv2.FILLED)
+    cv2.putText(picture, text, (x + margin, bottom - baseline - margin), FONT, scale, WHITE, thickness, cv2.LINE_AA)
+    return bottom - h
+
+
+@dataclass(frozen=True)
+class State:
+    """What the keys have set; ``writes`` and ``done`` are wishes."""
+
+    mode: str
+    paused: bool = False
+    writes: bool = False
+    done: bool = False
+
+
+def press(state: State, key: str) -> State:
+    """The state after a key, "" for none. A key without a meaning ends a pause."""
+    state = replace(state, writes=key == "w")
+    if key == "s":
+        return replace(state, mode=MODES[1 - MODES.index(state.mode)])
+    if key in ("q", ESCAPE):
+        return replace(state, done=True)
+    return state if key in ("", "w") else replace(state, paused=key == "p" and not state.paused)
+
+
+def look(window, picture, draw, state: State, meter: Meter) -> State:
+    """Show a picture and obey the keys, for as long as the state is paused; ``draw(mode)`` makes it anew."""
+    while True:
+        start, before = time.perf_counter(), state
+        state = press(before, window.show(picture, PAUSED_MS if before.paused else 1))
+        if before.paused:
+            meter.exclude(time.perf_counter() - start)
+        if state.writes:
+            path = next(path for n in count(1) if not (path := Path(f"demo_{n}.png")).exists())
+            imaging.write_image(path, picture)
+            print(f"wrote {path}", file=sys.stderr)
+        if state.done or not state.paused:
+            return state
+        if state.mode != before.mode:
+            picture = draw(state.mode)
+
+
+def check_window() -> None:
+    """Raise OSError where no window can be opened."""
+    blind = sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    # In a process of its own, because Qt aborts where it does not reach the display.
+    trial = [sys.executable, "-c", "import cv2; cv2.namedWindow('trial')"]
+    if blind or subprocess.run(trial, capture_output=True).returncode:
+        raise OSError("Cannot open a window, for want of a display or of an OpenCV with windows; try --headless.")
+
+
+class Window:
+    """The one place that touches the screen."""
+
+    def __init__(self):
+        self._shape = None
+        with silent_stderr():  # Qt misses its fonts
+            cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        print(KEYS, file=sys.stderr)
+
+    def show(self, picture: np.ndarray, milliseconds: int) -> str:
+        """Show a picture for so long; returns the key pressed, "" for none, Esc if the window was closed."""
+        if picture.shape != self._shape:
+            self._shape = height, width, _ = picture.shape
+            scale = min(1.0, LARGEST_WINDOW[0] / width, LARGEST_WINDOW[1] / height)
+            cv2.resizeWindow(TITLE, max(1, round(scale * width)), max(1, round(scale * height)))
+        cv2.imshow(TITLE, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        key = cv2.waitKey(milliseconds)
+        try:
+            is_closed = cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
+        except cv2.error:  # Qt knows nothing of a window that is gone
+            is_closed = True
+        if is_closed:
+            return ESCAPE
+        return chr(key & 0xFF).lower() if key >= 0 else ""
+
+    def close(self) -> None:
+        """Close the window, if it is still open."""
+        cv2.destroyAllWindows()
+
+
+class Recorder:
+    """A video file, written under another name; it appears when it is closed, if there is a frame in it."""
+
+    def __init__(self, path: Path, fps: float, live: bool):
+        """Try whether such a video can be written. If live, frames are left out or repeated to run in real time.
+
+        Raises:
+            ValueError: the path does not end in .mp4 or .avi.
+            OSError: it cannot be written there.
+        """
+        if path.suffix.lower() not in CODECS:
+            raise ValueError(f"A video file must end in {' or '.join(CODECS)}. Received: {path}")
+        self._path, self._draft = path, path.with_name(f".{path.stem}.part{path.suffix.lower()}")
+        self._fps, self._live, self._written = fps, live, 0
+        self._writer = self._open((240, 320))  # any size will do
+        self.close()
+
+    def write(self, picture: np.ndarray, seconds: float) -> None:
+        """Append a picture of this time, resized to the first one's size."""
+        if not self._writer:
+            self._size, self._start = picture.shape[:2], seconds
+            self._writer = self._open(self._size)
+        bgr = cv2.cvtColor(imaging.resize(picture[None], *self._size)[0], cv2.COLOR_RGB2BGR)
+        due = 1 + int((seconds - self._start) * self._fps) if self._live else self._written + 1
+        for _ in range(self._written, due):
+            self._writer.write(bgr)
+        self._written = max(self._written, due)
+
+    def close(self) -> None:
+        """End the file."""
+        if self._writer:
+            self._writer.release()
+            self._writer = None
+        if self._written:
+            os.replace(self._draft, self._path)
+        else:
+            self._draft.unlink(missing_ok=True)
+
+    def _open(self, size):
+        for codec in () if self._path.is_dir() else CODECS[self._path.suffix.lower()]:
+            with silent_stderr():
+                writer = cv2.VideoWriter(str(self._draft), cv2.VideoWriter_fourcc(*codec), self._fps, size[::-1])
+            if writer.isOpened():
+                return writer
+        raise OSError(f"Cannot write the video {self._path}: no such folder, no permission, or no codec for it.")
