@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from utils import arcface, imaging, runtime
-from utils.__main__ import main
+from utils.__main__ import DEFAULT_MODEL, main
 
 TINY = [
     "--weights", "none", "--image-size", "32", "--alpha", "0.35", "--embedding-size", "8", "--steps", "2",
     "--batch-size", "4",
 ]  # fmt: skip
+HANDS = DEFAULT_MODEL.parents[1] / "hands"
 SYNTHETIC = ["--n-images", "12", "--data", "synthetic"]
 
 
@@ -142,3 +143,20 @@ def test_help_needs_no_tensorflow():
     code = "import sys, utils.__main__ as m\ntry: m.main(['-h'])\nfinally: assert 'tensorflow' not in sys.modules"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0 and "train" in run.stdout and "explain" in run.stdout
+
+
+def test_a_board_needs_the_light_packages_only():
+    heavy = ["tensorflow", "keras", "litert_quantizer", "matplotlib", "scipy", "sklearn", "tqdm"]
+    block = f"import sys; sys.modules.update(dict.fromkeys({heavy})); from utils.__main__ import main; "
+
+    def light(arguments):
+        command = [sys.executable, "-c", f"{block}sys.exit(main({arguments}))"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=HANDS.parents[1])
+
+    demo = ["demo", "--source", str(HANDS / "gu"), "--headless"]
+    run = light(demo)
+    assert run.returncode == 0 and json.loads(run.stdout.splitlines()[-1])["frames"] == 10, run.stderr
+    explain = ["explain", str(HANDS / "gu"), "--out", "nowhere"]
+    run = light(explain)
+    assert run.returncode == 2 and run.stderr.startswith("error: this command needs the package")
+    assert len(run.stderr.splitlines()) == 1

@@ -1,10 +1,11 @@
 """Command line: ``python -m utils COMMAND ...``; ``-h`` lists the commands. Parsing and dispatch only."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
-from utils import data, imaging
+from utils import imaging
 
 DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "data" / "models" / "janken"
 SOURCES = ("janken", "synthetic")  # anything else that --data receives is a folder
@@ -17,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:  # a board with the light packages only
+        print(f"error: this command needs the package {error.name}; pip install -r requirements.txt", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -73,12 +77,34 @@ def _parser():
         help="images to calibrate int8 on: janken, synthetic or a folder with one sub-folder a class; by default the "
         "training data, as far as the model folder can name them",
     )  # fmt: skip
+
+    demo = commands.add_parser("demo", help="explain a camera live, or a video, or images", formatter_class=default)
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--source", default="0", help="number of a camera, or a video, an image, a folder of images")
+    demo.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER", help="an exported model")
+    demo.add_argument("--int8", action="store_true", help="take the int8 file")
+    demo.add_argument("--threads", type=int, default=2, help="CPU threads of the network")
+    demo.add_argument(
+        "--mode", choices=("heatmap", "box"), default="heatmap",
+        help="drawn first; keys in the window: s heat map or box, p pause, w write the picture, q quit",
+    )  # fmt: skip
+    demo.add_argument("--save", type=Path, metavar="FILE", help="write the annotated frames as .mp4 or .avi")
+    demo.add_argument("--headless", action="store_true", help="no window; one JSON line a second")
+
+    benchmark = commands.add_parser(
+        "benchmark", help="what an explanation costs here, beside exact Grad-CAM", formatter_class=default
+    )
+    benchmark.set_defaults(run=_benchmark)
+    benchmark.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER")
+    benchmark.add_argument("--rounds", type=int, default=9, help="turns of each method")
+    benchmark.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    benchmark.add_argument("--plot", type=Path, metavar="FILE", help="draw them: .png or .svg")
     return parser
 
 
 def _train(options) -> int:
     from utils import repro  # isort: skip  first: it imports TensorFlow quietly
-    from utils import arcface, networks
+    from utils import arcface, data, networks
     from utils.faster_gradcam import FasterGradCAM, check_settings
 
     dataset = data.join(*(_load(source, options) for source in options.data))
@@ -118,6 +144,8 @@ def _train(options) -> int:
 
 
 def _load(source, options):
+    from utils import data
+
     if source in SOURCES:
         return data.load_janken(source, options.image_size, options.n_images, options.variety, options.seed)
     return data.load_folder(source, options.image_size, seed=options.seed)
@@ -181,6 +209,26 @@ def _export(options) -> int:
     images = np.concatenate([dataset.images[dataset.train] for dataset in datasets])
     file = export.export_int8(file, images, options.model / runtime.INT8_FILE)
     print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, calibrated on images of {', '.join(sources)}")
+    return 0
+
+
+def _demo(options) -> int:
+    from utils import demo, runtime
+
+    file = options.model / (runtime.INT8_FILE if options.int8 else runtime.FLOAT_FILE)
+    demo.run(options.source, file, options.mode, options.save, options.headless, options.threads)
+    return 0
+
+
+def _benchmark(options) -> int:
+    from utils import benchmark, plotting
+
+    result = benchmark.run(options.model, options.rounds, lambda text: print(text, file=sys.stderr))
+    print(benchmark.table(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.plot:
+        plotting.benchmark_bars(result).savefig(options.plot)
     return 0
 
 

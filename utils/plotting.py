@@ -91,3 +91,40 @@ def embedding_space(embeddings, labels, class_names, centroids=None, prototypes=
     ax.grid(alpha=0.3)
     plt.close(figure)
     return figure
+
+
+def benchmark_bars(result: dict) -> Figure:
+    """Milliseconds an image of each method, the result of `utils.benchmark.run`: medians, whiskers at the quartiles."""
+    configurations = result["configurations"]
+    sizes = sorted({tuple(case["image_size"]) for case in configurations})
+    batches, threads = (sorted({case[key] for case in configurations}) for key in ("batch_size", "threads"))
+    methods = list(configurations[0]["milliseconds"])
+    height = 0.8 / len(threads)
+    figure, axes = plt.subplots(
+        len(sizes), len(batches), figsize=(11, 0.9 + 3.0 * len(sizes)), squeeze=False, sharex=True, sharey=True,
+        layout="constrained", dpi=80,
+    )  # fmt: skip
+    for case in configurations:
+        ax = axes[sizes.index(tuple(case["image_size"]))][batches.index(case["batch_size"])]
+        ax.set_title("{}x{}, batch of {}".format(*case["image_size"], case["batch_size"]), fontsize=10)
+        i = threads.index(case["threads"])
+        lower, median, upper = np.transpose([case["milliseconds"][method] for method in methods])
+        ax.barh(
+            np.arange(len(methods)) + i * height, median, height, color=COLOURS[i], ecolor="0.2", capsize=2,
+            xerr=[median - lower, upper - median], label=f"{case['threads']} thread{'s' * (case['threads'] > 1)}",
+        )  # fmt: skip
+        for y, (value, end) in enumerate(zip(median, upper, strict=True)):
+            ax.annotate(
+                f"{value:.3g}", (end, y + i * height), (5, 0), textcoords="offset points", va="center", fontsize=7.5
+            )
+    for ax in axes.flat:
+        ax.set(xscale="log", yticks=np.arange(len(methods)) + height * (len(threads) - 1) / 2, yticklabels=methods)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.margins(x=0.1)
+        ax.grid(axis="x", alpha=0.3)
+        ax.set_axisbelow(True)
+    axes[0][0].invert_yaxis()
+    figure.supxlabel("milliseconds an image", fontsize=10)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower right", ncols=len(threads), frameon=False)
+    plt.close(figure)
+    return figure
