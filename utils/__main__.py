@@ -223,6 +223,8 @@ def _demo(options) -> int:
 def _benchmark(options) -> int:
     from utils import benchmark, plotting
 
+    for path in filter(None, (options.json, options.plot)):  # better now than after the measurements
+        path.parent.mkdir(parents=True, exist_ok=True)
     result = benchmark.run(options.model, options.rounds, lambda text: print(text, file=sys.stderr))
     print(benchmark.table(result))
     if options.json:
