@@ -182,7 +182,7 @@ def test_resize_keeps_the_dtype():
 
 @pytest.mark.parametrize(
     ("images", "height"),
-    [(photo(), 4), (np.zeros((2, 4, 4)), 4), (photo()[None], 0), (np.zeros((1, 0, 4), np.float32), 4)],
+    [(photo(), 4), (np.zeros((2, 4, 5)), 4), (photo()[None], 0), (np.zeros((1, 0, 4), np.float32), 4)],
 )
 def test_resize_refuses_what_does_not_fit(images, height):
     with pytest.raises(ValueError, match="Cannot resize"):
