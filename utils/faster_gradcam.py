@@ -79,13 +79,18 @@ class FasterGradCAM:
         images, labels, class_names = _check_fit(images, labels, class_names)
         networks.check_network(network)
         layer = layer or networks.default_layer(network)
+        if "/" in layer:
+            raise ValueError(
+                "FasterGradCAM needs the layer in the network itself, not inside a nested model; call the nested "
+                f"model's layers in one functional model, or explain with `gradcam`. Received: {layer!r}"
+            )
         images = imaging.resize(images, *network.inputs[0].shape[1:3])
         classifier = network
         if not isinstance(network.layers[-1], arcface.ArcFace):
             if networks.score_output(network) is not network.outputs[0]:
                 raise ValueError(
                     "Expected a network that ends in ArcFace or in an embedding. "
-                    f"Received: {network.name!r}, which ends in a softmax; pass the model up to the layer before it"
+                    f"Received: {network.name!r}, which ends in a softmax or sigmoid; pass the model up to there"
                 )
             classifier = _with_prototypes(network, _mean_directions(network, images, labels, len(class_names)))
         head = classifier.layers[-1]

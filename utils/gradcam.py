@@ -1,25 +1,94 @@
-"""Everything that needs a gradient: exact Grad-CAM, and the harvest of its channel weights.
+"""Everything that needs a gradient: exact Grad-CAM and its family, guided backpropagation, the harvest of weights.
 
-Grad-CAM (arXiv 1610.02391): with feature maps A (h, w, C) of a layer and the score s of a class,
-
-    channel weights  α_c = 1/(h·w) Σ_ij ∂s/∂A_ijc          heat map  ReLU(Σ_c α_c · A_c)
+Of a layer's feature maps A (h, w, C), the score s of a class and the gradients g = ∂s/∂A, each method makes a raw map
+(h, w); the heat map is ReLU(raw map), divided by its maximum. The formulas stand with the functions below.
 
 The score is the cosine similarity to the class prototype where the network ends in ArcFace (without its margin), and
-the logit where it ends in a softmax classifier.
+the logit where it ends in a softmax or sigmoid classifier. Nested and Sequential networks are run layer by layer
+(`networks.run`); no network is changed.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from utils import heatmap, imaging, networks
+from utils import guided, heatmap, imaging, networks
 
-METHODS = ("gradcam",)
 BATCH_SIZE = 32
+BEST = -1  # stands for the class of the highest score
+HALF_SCALE = 1024.0  # float16 knows no gradients below 6e-8: there the score is scaled, its gradients are scaled back
+
+
+def gradcam(maps, gradients):
+    """Grad-CAM (arXiv 1610.02391): Σ_c α_c·A_c with α_c = mean over h, w of g_c."""
+    return tf.einsum("nhwc,nc->nhw", maps, tf.reduce_mean(gradients, axis=(1, 2)))
+
+
+def gradcam_plus_plus(maps, gradients):
+    """Grad-CAM++ (arXiv 1710.11063): Σ_c w_c·A_c with w_c = Σ_ij α_ijc·ReLU(g_ijc).
+
+    The paper lets the score be exp(s): its second and third derivatives are then exp(s)·g² and exp(s)·g³, and
+
+        α_ijc = g² / (2g² + Σ_ab A_abc · g³) = 1 / (2 + Σ_ab A_abc · g_ijc),  0 where g = 0 or the denominator is 0
+
+    The second form does not underflow. The factor exp(s) of the first derivative is the same for a whole image and
+    cancels in the heat map; raw maps are without it.
+    """
+    denominator = 2.0 + tf.reduce_sum(maps, axis=(1, 2), keepdims=True) * gradients
+    alphas = tf.math.divide_no_nan(tf.ones_like(gradients), denominator)  # where g = 0, ReLU(g) makes it 0
+    return tf.einsum("nhwc,nc->nhw", maps, tf.reduce_sum(alphas * tf.nn.relu(gradients), axis=(1, 2)))
+
+
+def layercam(maps, gradients):
+    """LayerCAM (IEEE TIP 2021, doi 10.1109/TIP.2021.3089943): Σ_c ReLU(g_c)·A_c, position by position."""
+    return tf.reduce_sum(tf.nn.relu(gradients) * maps, axis=3)
+
+
+def hirescam(maps, gradients):
+    """HiResCAM (arXiv 2011.08891): Σ_c g_c·A_c, position by position."""
+    return tf.reduce_sum(gradients * maps, axis=3)
+
+
+def xgradcam(maps, gradients):
+    """XGrad-CAM (arXiv 2008.02312): Σ_c α_c·A_c with α_c = Σ_ij A_ijc·g_ijc / Σ_ij A_ijc, 0 where that sum is 0."""
+    weighted, total = (tf.reduce_sum(array, axis=(1, 2)) for array in (maps * gradients, maps))
+    return tf.einsum("nhwc,nc->nhw", maps, tf.math.divide_no_nan(weighted, total))
+
+
+def eigencam(maps, _):
+    """Eigen-CAM (arXiv 2008.00299): A as a matrix (h·w, C), not centred, times its first right singular vector.
+
+    No class takes part. A singular vector has no sign of its own: it is chosen so that the map's sum is not negative.
+    """
+    shape = tf.shape(maps)
+    matrix = tf.reshape(maps, (shape[0], shape[1] * shape[2], shape[3]))  # (N, h·w, C)
+    scale = tf.reduce_max(tf.abs(matrix), axis=(1, 2), keepdims=True)
+    matrix = tf.math.divide_no_nan(matrix, scale)  # so that squares neither overflow nor vanish
+
+    # The smaller of the two Gram matrices has the same first vector: A·v = σ·u, v of AᵀA, u of AAᵀ.
+    def from_channels():
+        vector = tf.linalg.eigh(tf.matmul(matrix, matrix, transpose_a=True))[1][..., -1:]
+        return tf.matmul(matrix, vector)[..., 0]
+
+    def from_positions():
+        values, vectors = tf.linalg.eigh(tf.matmul(matrix, matrix, transpose_b=True))
+        return tf.sqrt(tf.maximum(values[:, -1:], 0.0)) * vectors[..., -1]
+
+    raw = tf.cond(shape[3] <= shape[1] * shape[2], from_channels, from_positions) * scale[..., 0]
+    raw = tf.where(tf.reduce_sum(raw, axis=1, keepdims=True) < 0, -raw, raw)
+    return tf.reshape(raw, shape[:3])
+
+
+RAW_MAPS = {
+    "gradcam": gradcam, "gradcam++": gradcam_plus_plus, "layercam": layercam, "hirescam": hirescam,
+    "xgradcam": xgradcam, "eigencam": eigencam,
+}  # fmt: skip
+METHODS = (*RAW_MAPS, "scorecam")
+Targets = int | np.ndarray | Sequence | Callable | None
 
 
 class Harvest(NamedTuple):
@@ -45,16 +114,16 @@ def harvest(
     Returns:
         Harvest. Its embeddings are what the network's last layer receives, not normalised.
     """
-    step, (n_classes, shape) = _gradient_function(network, layer), _sizes(network)
+    step, shape = _gradient_function(network, layer and (layer,), "gradcam", None), network.inputs[0].shape[1:]
     parts = []
     for images, labels in batches:
         if not len(images) or not tf.TensorShape((None, *shape)).is_compatible_with(np.shape(images)):
             raise ValueError(
                 f"The network takes images of shape {(None, *shape)}, at least one. Received: {np.shape(images)}"
             )
-        labels = _check_targets(labels, len(images), n_classes)
-        _, *result = step(tf.cast(images, tf.float32), tf.constant(labels))
-        parts.append([array.numpy() for array in result])
+        labels = _check_targets(labels, len(images), network, several=False)
+        result = step(tf.cast(images, tf.float32), tf.constant(labels))
+        parts.append([result[name].numpy() for name in Harvest._fields])
         progress(len(images))
     if not parts:
         raise ValueError("Expected at least one batch of images. Received: an empty iterable")
@@ -65,79 +134,308 @@ def explain(
     network: keras.Model,
     images: np.ndarray,
     layer: str | None = None,
-    targets: int | np.ndarray | None = None,
+    targets: Targets = None,
     method: str = "gradcam",
+    normalise: bool = True,
 ) -> np.ndarray:
-    """Exact Grad-CAM of each image.
+    """Heat map of each image, by one of `METHODS`.
 
     Args:
-        network: images → scores (N, K). It is used as it is and not changed.
+        network: functional or Sequential, images → scores (N, K). It is used as it is and not changed.
         images: (N, H, W, 3) or (H, W, 3); another size than the network's is resized.
-        layer: name of the layer that gives the feature maps; None: `networks.default_layer`.
-        targets: class id of all images, or one id an image, int (N,); None: the class of the highest score.
-        method: "gradcam".
+        layer: name of the layer that gives the feature maps, "outer/inner" in nested models; None:
+            `networks.default_layer`.
+        targets: what is explained. None: the class of the highest score. A class id: the same for all images. Int
+            (N,): one id an image. Int (N, T), or N lists of T ids: T heat maps of each image. A function: scores, a
+            tensor float32 (n, K) of some of the images → (n,), row by row and in TensorFlow operations, such as
+            ``lambda scores: scores[:, 1] - scores[:, 0]``; a function met for the first time is compiled anew.
+        method: one of `METHODS`. "scorecam" needs no gradient and runs the network once for each channel; see
+            `score_cam`. "eigencam" asks for no class.
+        normalise: False returns the raw maps instead.
 
     Returns:
-        Heat maps float32 (N, H, W) in [0, 1], of the size of the images.
+        Heat maps float32 (N, H, W) in [0, 1], of the size of the images; with targets (N, T): (N, T, H, W). Raw maps
+        are of the layer's size, (N, h, w) or (N, T, h, w), before ReLU and scaling.
+
+    Raises:
+        ValueError: unknown method or layer, images or targets that do not fit.
     """
+    raw, size, (height, width) = _raw_maps(network, images, layer and (layer,), targets, method)
+    return _finish(raw[0], size, height, width) if normalise else raw[0]
+
+
+def explain_layers(
+    network: keras.Model,
+    images: np.ndarray,
+    layers: Sequence[str] | None = None,
+    targets: Targets = None,
+    method: str = "gradcam",
+) -> dict[str, np.ndarray]:
+    """Heat maps at several layers, from one forward and one backward pass (of a batch of images).
+
+    Args:
+        layers: names of the layers; None: all that give maps, `networks.map_layers`.
+        network, images, targets, method: as in `explain`.
+
+    Returns:
+        {layer name: heat maps float32 (N, H, W) in [0, 1]}, in the order of ``layers``.
+    """
+    networks.check_network(network)
+    layers = tuple(networks.map_layers(network) if layers is None else layers)
+    if not layers or isinstance(layers, str):
+        raise ValueError(f"Expected names of layers, at least one. Received: {layers!r}")
+    raw, size, (height, width) = _raw_maps(network, images, layers, targets, method)
+    return {name: _finish(maps, size, height, width) for name, maps in zip(layers, raw, strict=True)}
+
+
+def guided_backprop(network: keras.Model, images: np.ndarray, targets: Targets = None) -> np.ndarray:
+    """Guided backpropagation (arXiv 1412.6806): ∂s/∂image, each ReLU passing back positive gradients only.
+
+    Right for ReLU and ReLU6, as layers and fused into others, in nested models too; see `guided`.
+
+    Args:
+        network, images, targets: as in `explain`.
+
+    Returns:
+        Signed gradients float32 (N, H, W, 3), per unit of the network's input; with targets (N, T): (N, T, H, W, 3).
+
+    Raises:
+        ValueError: the network holds no ReLU, so that this would be the plain gradient.
+    """
+    images, resized = _check_images(network, images)
+    height, width = images.shape[1:3]
+
+    def gradients(class_ids, score_function):
+        step = _guided_function(network, score_function)
+        return [np.concatenate([step(*batch).numpy() for batch in _batches(resized, class_ids, BATCH_SIZE)])]
+
+    result = _for_each_target(network, targets, len(images), gradients)[0]
+    flat = imaging.resize(result.reshape(-1, *result.shape[-3:]), height, width)
+    return flat.reshape(*result.shape[:-3], *flat.shape[1:])
+
+
+def guided_gradcam(
+    network: keras.Model, images: np.ndarray, layer: str | None = None, targets: Targets = None
+) -> np.ndarray:
+    """Guided Grad-CAM (arXiv 1610.02391, section 3.2): guided backpropagation times the Grad-CAM heat map.
+
+    Returns:
+        float32 (N, H, W, 3), signed; with targets (N, T): (N, T, H, W, 3).
+    """
+    heatmaps = explain(network, images, layer, targets)
+    return guided_backprop(network, images, targets) * heatmaps[..., None]
+
+
+def score_cam(network: keras.Model, images: np.ndarray, maps: np.ndarray, class_ids: np.ndarray, score_function=None):
+    """Score-CAM (arXiv 1910.01279): Σ_c α_c·A_c with α = softmax over c of s(image ∘ mask_c) − s(black image).
+
+    mask_c is A_c, scaled to [0, 1] by its minimum and maximum and resized to the image; a flat channel masks all. The
+    mask multiplies the values at the network's input: what it hides is black in our networks, which take 0..255, and 0
+    in any other. The score of the black image is the same for all channels and cancels in the softmax. The network
+    sees `BATCH_SIZE` masked images at a time, whatever the number of channels.
+
+    Args:
+        images: float32 (N, H, W, 3) of the network's size.
+        maps: float32 (N, h, w, C).
+        class_ids: int (N,).
+        score_function: scores (n, K) → (n,), instead of the class ids.
+
+    Returns:
+        Raw maps float32 (N, h, w).
+    """
+    step, raw_maps = _masked_score_function(network, score_function), []
+    for image, own, class_id in zip(images, maps, class_ids, strict=True):
+        chunks = (own[..., c : c + BATCH_SIZE] for c in range(0, own.shape[-1], BATCH_SIZE))
+        image, class_id = tf.cast(image, tf.float32), tf.constant(class_id, tf.int32)
+        scores = np.concatenate([step(image, tf.constant(chunk), class_id) for chunk in chunks])
+        weights = np.exp(scores - scores.max())
+        raw_maps.append(own @ (weights / weights.sum()))
+    return np.stack(raw_maps)
+
+
+def _raw_maps(network, images, layers, targets, method):
+    """One array (N, h, w) or (N, T, h, w) a layer; the size the network works at; the size of the images."""
     if method not in METHODS:
         raise ValueError(f"Unknown method; choose one of {METHODS}. Received: {method!r}")
+    images, resized = _check_images(network, images)
+
+    def compute(class_ids, score_function):
+        step = _gradient_function(network, layers, method, score_function)
+        parts = []
+        for part, ids in _batches(resized, class_ids, max(1, BATCH_SIZE // len(layers or "1"))):
+            result = step(part, ids)
+            maps = [array.numpy() for array in result["maps"]]
+            if method == "scorecam":
+                ids = result["class_ids"].numpy()
+                maps = [score_cam(network, part.numpy(), array, ids, score_function) for array in maps]
+            parts.append(maps)
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    return _for_each_target(network, targets, len(images), compute), resized.shape[1:3], images.shape[1:3]
+
+
+def _check_images(network, images):
+    """The images as an array (N, H, W, C), and resized to what the network takes."""
+    networks.check_network(network)
+    shape = network.inputs[0].shape[1:]
     images = np.asarray(images)
     images = images[None] if images.ndim == 3 else images
     images = images if images.dtype == np.uint8 else images.astype(np.float32)
-    step, (n_classes, shape) = _gradient_function(network, layer), _sizes(network)
-    if images.ndim != 4 or not len(images) or images.shape[-1] != shape[-1] or not np.isfinite(images).all():
+    if images.ndim != 4 or not images.size or images.shape[-1] != shape[-1] or not np.isfinite(images).all():
         raise ValueError(
             f"Expected images of shape (N, H, W, {shape[-1]}), N >= 1, without NaN. "
             f"Received: {images.dtype} of shape {images.shape}"
         )
-    n_images, height, width = images.shape[:3]
-    size = tuple(side or given for side, given in zip(shape[:2], (height, width), strict=True))
-    resized = images if size == (height, width) else imaging.resize(images, *size)
-    best = np.full(n_images, -1, np.int32)
-    targets = best if targets is None else _check_targets(targets, n_images, n_classes)
-    raw_maps = []
-    for i in range(0, n_images, BATCH_SIZE):
-        batch = slice(i, i + BATCH_SIZE)
-        maps, weights, *_ = step(tf.cast(resized[batch], tf.float32), tf.constant(targets[batch]))
-        raw_maps.append(np.einsum("nhwc,nc->nhw", maps, weights))
-    return imaging.resize(heatmap.finish(np.concatenate(raw_maps), *size), height, width)
+    size = tuple(side or given for side, given in zip(shape[:2], images.shape[1:3], strict=True))
+    return images, images if size == images.shape[1:3] else imaging.resize(images, *size)
 
 
-def _sizes(network):
-    """Number of classes, and shape of one image."""
-    return network.outputs[0].shape[-1], network.inputs[0].shape[1:]
+def _for_each_target(network, targets, n_images, compute):
+    """compute(class ids (N,), score function) → arrays (N, ...); several targets an image are stacked: (N, T, ...)."""
+    best = np.full(n_images, BEST, np.int32)
+    if targets is None or callable(targets):
+        return compute(best, targets)
+    targets = _check_targets(targets, n_images, network)
+    if targets.ndim == 1:
+        return compute(targets, None)
+    return [np.stack(arrays, axis=1) for arrays in zip(*(compute(ids, None) for ids in targets.T), strict=True)]
 
 
-@functools.lru_cache(maxsize=8)
-def _gradient_function(network, layer_name):
-    """images, targets (-1: the best class) → feature maps, channel weights, embeddings, scores. One trace in all."""
-    networks.check_network(network)
-    layer = networks.get_layer(network, layer_name or networks.default_layer(network))
-    embedding = network.layers[-1].input
-    model = keras.Model(network.inputs[0], [layer.output, embedding, networks.score_output(network)])
-
-    @tf.function
-    def step(images, targets):
-        with tf.GradientTape() as tape:
-            tape.watch(images)  # a network whose layers are all frozen would leave the tape empty
-            maps, embeddings, scores = model(images, training=False)
-            best = tf.argmax(scores, axis=1, output_type=tf.int32)
-            score = tf.gather(scores, tf.where(targets < 0, best, targets), axis=1, batch_dims=1)
-        gradients = tape.gradient(score, maps, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return maps, tf.reduce_mean(gradients, axis=(1, 2)), embeddings, scores
-
-    images = tf.TensorSpec((None, *network.inputs[0].shape[1:]), tf.float32)
-    return step.get_concrete_function(images, tf.TensorSpec((None,), tf.int32))
-
-
-def _check_targets(targets, n_images, n_classes):
-    targets = np.asarray(targets)
-    if not np.issubdtype(targets.dtype, np.integer) or targets.shape not in ((), (n_images,)):
+def _check_targets(targets, n_images, network, several=True):
+    try:
+        targets = np.asarray(targets)
+    except ValueError:
+        raise ValueError(f"Expected as many class ids for each image. Received: {targets!r}") from None
+    fits = targets.shape in ((), (n_images,)) or several and targets.ndim == 2 and len(targets) == n_images
+    if not np.issubdtype(targets.dtype, np.integer) or not fits or not targets.size:
         raise ValueError(
-            f"Expected one class id, or one for each of the {n_images} images, as integers. "
+            f"Expected one class id, or one for each of the {n_images} images{', or (N, T)' * several}, as integers. "
             f"Received: shape {targets.shape}, dtype {targets.dtype}"
         )
-    if targets.size and (targets.min() < 0 or targets.max() >= n_classes):
+    n_classes = network.outputs[0].shape[-1]
+    if targets.min() < 0 or targets.max() >= n_classes:
         raise ValueError(f"Class ids must lie in 0..{n_classes - 1}. Received: {targets.min()}..{targets.max()}")
-    return np.broadcast_to(targets, (n_images,)).astype(np.int32)
+    return (targets if targets.ndim else np.full(n_images, targets)).astype(np.int32)
+
+
+def _batches(images, class_ids, batch_size):
+    for i in range(0, len(images), batch_size):
+        yield tf.cast(images[i : i + batch_size], tf.float32), tf.constant(class_ids[i : i + batch_size])
+
+
+def _finish(raw, size, height, width):
+    """Raw maps (..., h, w) → heat maps (..., height, width); on the way they have the size the network works at."""
+    heatmaps = heatmap.finish(raw.reshape(-1, *raw.shape[-2:]), *size)
+    return imaging.resize(heatmaps, height, width).reshape(*raw.shape[:-2], height, width)
+
+
+@functools.lru_cache(maxsize=16)
+def _gradient_function(network, layers, method, score_function):
+    """images, class ids → {"maps": raw maps, one array a layer}. One trace for all batch sizes.
+
+    For Grad-CAM also what `harvest` takes, of the first layer; for Score-CAM the feature maps and the chosen class ids.
+    """
+    networks.check_network(network)
+    layers = layers or (networks.default_layer(network),)
+    for name in layers:
+        networks.get_layer(network, name)
+
+    def step(images, class_ids):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+
+            def call(name, operation, *args, **kwargs):
+                output = networks.call_layer(name, operation, *args, **kwargs)
+                if name in layers:
+                    tape.watch(output)
+                return output
+
+            output, calls = networks.run(network, images, call)
+            head = networks.head(output, calls)
+            scores = tf.cast(networks.scores(head), tf.float32)
+            score, scale = _scaled(_select(scores, class_ids, score_function), calls)
+        maps = [calls[name].output for name in layers]
+        floats = [tf.cast(array, tf.float32) for array in maps]
+        if method == "scorecam":
+            return {"maps": floats, "class_ids": class_ids if score_function else _chosen(scores, class_ids)}
+        gradients = _gradient(tape, score, maps, scale)
+        raw = [RAW_MAPS[method](*pair) for pair in zip(floats, gradients, strict=True)]
+        result = {"maps": [tf.where(tf.math.is_finite(array), array, 0.0) for array in raw]}
+        if method == "gradcam":
+            embeddings = tf.cast(keras.tree.flatten(head.inputs)[0], tf.float32)
+            weights = tf.reduce_mean(gradients[0], axis=(1, 2))
+            result |= {"channel_weights": weights, "embeddings": embeddings, "scores": scores}
+        return result
+
+    return _compiled(step, network)
+
+
+@functools.lru_cache(maxsize=16)
+def _guided_function(network, score_function):
+    """images, class ids → guided gradients of the images."""
+    replaced = []
+
+    def step(images, class_ids):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            output, calls = networks.run(network, images, guided.call_layer(replaced))
+            scores = tf.cast(networks.scores(networks.head(output, calls)), tf.float32)
+            score, scale = _scaled(_select(scores, class_ids, score_function), calls)
+        return _gradient(tape, score, [images], scale)[0]
+
+    compiled = _compiled(step, network)
+    if not replaced:
+        raise ValueError(
+            "Guided backpropagation needs a ReLU or ReLU6; without one it is the plain gradient. "
+            f"Received: {network.name!r}, which has none"
+        )
+    return compiled
+
+
+@functools.lru_cache(maxsize=16)
+def _masked_score_function(network, score_function):
+    """image (H, W, 3), feature maps (h, w, C), class id → score of the image behind each map, (C,)."""
+
+    @tf.function
+    def step(image, maps, class_id):
+        masks = tf.image.resize(tf.transpose(maps, (2, 0, 1))[..., None], tf.shape(image)[:2])  # (C,H,W,1)
+        low, high = (reduce(masks, axis=(1, 2), keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
+        output, calls = networks.run(network, image * tf.math.divide_no_nan(masks - low, high - low))
+        scores = tf.cast(networks.scores(networks.head(output, calls)), tf.float32)
+        return _select(scores, tf.fill(tf.shape(scores)[:1], class_id), score_function)
+
+    image = tf.TensorSpec(network.inputs[0].shape[1:], tf.float32)
+    return step.get_concrete_function(image, tf.TensorSpec((None, None, None), tf.float32), tf.TensorSpec((), tf.int32))
+
+
+def _compiled(step, network):
+    images = tf.TensorSpec((None, *network.inputs[0].shape[1:]), tf.float32)
+    return tf.function(step).get_concrete_function(images, tf.TensorSpec((None,), tf.int32))
+
+
+def _select(scores, class_ids, score_function):
+    """What is differentiated, (n,)."""
+    if score_function:
+        score = score_function(scores)
+        if getattr(score, "shape", tf.TensorShape(())).rank != 1:
+            raise ValueError(f"Expected targets(scores) to give a tensor of shape (n,). Received: {score!r}")
+        return tf.cast(score, tf.float32)
+    if scores.shape.rank != 2:
+        raise ValueError(
+            f"Class ids need a network with scores (N, K); pass a function as targets. Received: {scores.shape}"
+        )
+    return tf.gather(scores, _chosen(scores, class_ids), axis=1, batch_dims=1)
+
+
+def _chosen(scores, class_ids):
+    return tf.where(class_ids == BEST, tf.argmax(scores, axis=1, output_type=tf.int32), class_ids)
+
+
+def _scaled(score, calls):
+    """The score, times a constant where gradients pass through float16; and that constant."""
+    is_half = any(getattr(call.operation, "compute_dtype", "") == "float16" for call in calls.values())
+    return (score * HALF_SCALE, HALF_SCALE) if is_half else (score, 1.0)
+
+
+def _gradient(tape, score, sources, scale):
+    gradients = tape.gradient(score, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return [tf.cast(array, tf.float32) / scale for array in gradients]

@@ -6,19 +6,23 @@ and one dense layer.
 
 import collections
 import functools
+import inspect
 import itertools
 import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 OUTPUT_STRIDES = (32, 16)
-NOT_FEATURES = (keras.layers.InputLayer, keras.layers.Rescaling, keras.layers.Normalization, keras.Model)
+# Layers that hand on images; the base class is that of all which prepare data: scaling, resizing, augmentation.
+NOT_FEATURES = (keras.layers.InputLayer, keras.layers.Rescaling.__base__)
+SQUASHING = ("softmax", "log_softmax", "sigmoid")
 # What Keras calls the layers that MobileNetV3 leaves unnamed; the number counts what the process built before.
 AUTO_NAME = re.compile(r"(activation|add|multiply|re_lu)(_\d+)?")
 
@@ -116,12 +120,78 @@ def embedding_network(spec: Spec | None = None, weights: str | os.PathLike | Non
     return network
 
 
+class Call(NamedTuple):
+    """One use of a layer (or of an operation of keras.ops) in a network: what it was given and what it made of it."""
+
+    operation: Any
+    inputs: Any
+    output: Any
+
+
+def call_layer(name: str, operation, *args, **kwargs):
+    """Apply the layer in inference mode."""
+    if "training" in inspect.signature(operation.call).parameters:
+        kwargs["training"] = False
+    return operation(*args, **kwargs)
+
+
+def run(network: keras.Model, images, call: Callable = call_layer) -> tuple[Any, dict[str, Call]]:
+    """Run a functional or Sequential network layer by layer, nested models too: the network itself is not touched.
+
+    Args:
+        images: tensor (N, H, W, C).
+        call: (name, layer, its arguments) → output; stands for each layer's own call.
+
+    Returns:
+        The output, and every call by name, from input to output. A layer of a nested model is named "outer/inner", the
+        second use of a shared layer or model "name#2". Models whose forward pass is code (subclassed) are one layer.
+    """
+    calls, uses = {}, collections.Counter()
+
+    def run_model(model, prefix, inputs, **_):
+        def wrap(operation):
+            uses[prefix + operation.name] += 1
+            count = uses[prefix + operation.name]
+            name = prefix + operation.name + (f"#{count}" if count > 1 else "")
+            if _graph(operation):
+                return functools.partial(run_model, operation, name + "/")
+            return functools.partial(apply, name, operation)
+
+        inputs = [_as_type(x, like.dtype) for x, like in zip(keras.tree.flatten(inputs), model.inputs, strict=True)]
+        return _graph(model)._run_through_graph(inputs, wrap)
+
+    def apply(name, operation, *args, **kwargs):
+        output = call(name, operation, *args, **kwargs)
+        calls[name] = Call(operation, (*args, *kwargs.values())[0], output)
+        return output
+
+    output = keras.tree.flatten(run_model(network, "", images))[0]
+    return output, calls
+
+
+def _graph(operation):
+    """The graph of layers of a functional or Sequential model; None for any other layer."""
+    graph = getattr(operation, "_functional", None) or operation
+    return graph if hasattr(graph, "_run_through_graph") else None
+
+
+def _as_type(tensor, dtype):
+    return tensor if tf.as_dtype(tensor.dtype) == tf.as_dtype(dtype) else keras.ops.cast(tensor, dtype)
+
+
+def _rehearse(network):
+    """`run` without numbers: symbolic tensors from the time the layers were built."""
+    return run(network, network.inputs, lambda name, operation, *args, **kwargs: operation.output)
+
+
 def map_layers(network: keras.Model) -> list[str]:
-    """Names of the layers that give feature maps (N, h, w, C), from input to output; not those inside nested models."""
+    """Names of the layers that give feature maps (N, h, w, C), from input to output; in nested models "outer/inner"."""
     return [
-        layer.name
-        for layer in network.layers
-        if not isinstance(layer, NOT_FEATURES) and len(getattr(layer.output, "shape", ())) == 4
+        name
+        for name, call in _rehearse(network)[1].items()
+        if isinstance(call.operation, keras.Layer)
+        and not isinstance(call.operation, NOT_FEATURES)
+        and len(getattr(call.output, "shape", ())) == 4
     ]
 
 
@@ -131,7 +201,7 @@ def get_layer(network: keras.Model, name: str) -> keras.Layer:
         raise ValueError(
             f"No layer of that name gives feature maps; choose one of {map_layers(network)}. Received: {name!r}"
         )
-    return network.get_layer(name)
+    return _rehearse(network)[1][name].operation
 
 
 def default_layer(network: keras.Model) -> str:
@@ -144,32 +214,45 @@ def default_layer(network: keras.Model) -> str:
 
 
 def check_network(network: keras.Model) -> None:
-    """ValueError unless the network is built and has one input of images and one output."""
-    if not network.built or len(network.inputs) != 1 or len(network.outputs) != 1 or len(network.inputs[0].shape) != 4:
+    """ValueError unless the network is built from layers and has one input of images and one output."""
+    is_graph = network.built and _graph(network)
+    if not is_graph or len(network.inputs) != 1 or len(network.outputs) != 1 or len(network.inputs[0].shape) != 4:
         raise ValueError(
-            "Expected a built network with one input (N, H, W, C) and one output. "
+            "Expected a built functional or Sequential network with one input (N, H, W, C) and one output. "
             f"Received: {network.name!r}, {'built' if network.built else 'not built'}"
         )
 
 
-def score_output(network: keras.Model) -> keras.KerasTensor:
-    """The class scores as a tensor of the network: its output, or what its last softmax receives (the logits)."""
-    last, output = network.layers[-1], network.outputs[0]
-    if last.output is not output:  # an operation without a layer comes last
+def head(output, calls: dict[str, Call]) -> Call:
+    """Of what `run` returns: the call that made the output (dropout behind it, which now does nothing, made none)."""
+    return next((call for call in calls.values() if call.output is output), Call(None, output, output))
+
+
+def scores(head: Call):
+    """The class scores: the head's output, or what its softmax or sigmoid receives (the logits)."""
+    layer, inputs, output = head
+    if type(layer).__name__ in ("Softmax", "LogSoftmax", "Sigmoid"):  # a layer or an operation of keras.ops
+        return inputs
+    if getattr(getattr(layer, "activation", None), "__name__", "") not in SQUASHING:
         return output
-    if isinstance(last, keras.layers.Softmax):
-        return last.input
-    if "softmax" not in getattr(getattr(last, "activation", None), "__name__", ""):
-        return output
-    if isinstance(last, keras.layers.Activation):
-        return last.input
-    if not isinstance(last, keras.layers.Dense):
+    if isinstance(layer, keras.layers.Activation):
+        return inputs
+    if not isinstance(layer, keras.layers.Dense):
+        if layer.activation.__name__ == "sigmoid":  # of an output each for itself, it can stay
+            return output
         raise ValueError(
-            f"Cannot look behind the softmax of a {type(last).__name__} layer; end the network in Dense, or in a "
-            f"softmax layer of its own. Received: {network.name!r}"
+            f"Cannot look behind the {layer.activation.__name__} of a {type(layer).__name__} layer; end the network in "
+            f"Dense, or in a layer of its own for it. Received: {layer.name!r}"
         )
-    logits = keras.ops.matmul(last.input, last.kernel)
-    return logits if last.bias is None else logits + last.bias
+    logits = keras.ops.matmul(inputs, layer.kernel)
+    return logits if layer.bias is None else logits + layer.bias
+
+
+def score_output(network: keras.Model) -> keras.KerasTensor:
+    """The class scores as a tensor of the network: its output, or what its last softmax or sigmoid receives."""
+    last = head(*_rehearse(network))
+    logits = scores(last)
+    return network.outputs[0] if logits is last.output else logits
 
 
 def _batch_norms(network):
