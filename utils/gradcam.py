@@ -366,7 +366,7 @@ def _gradient_function(network, layers, method, score_function):
             result |= {"channel_weights": weights, "embeddings": embeddings, "scores": scores}
         return result
 
-    return _compiled(step, network)
+    return _compiled(step, *_images_and_ids(network))
 
 
 @functools.lru_cache(maxsize=16)
@@ -382,7 +382,7 @@ def _guided_function(network, score_function):
             score, scale = _scaled(_select(scores, class_ids, score_function), calls)
         return _gradient(tape, score, [images], scale)[0]
 
-    compiled = _compiled(step, network)
+    compiled = _compiled(step, *_images_and_ids(network))
     if not replaced:
         raise ValueError(
             "Guided backpropagation needs a ReLU or ReLU6; without one it is the plain gradient. "
@@ -395,7 +395,6 @@ def _guided_function(network, score_function):
 def _masked_score_function(network, score_function):
     """image (H, W, 3), feature maps (h, w, C), class id → score of the image behind each map, (C,)."""
 
-    @tf.function
     def step(image, maps, class_id):
         masks = tf.image.resize(tf.transpose(maps, (2, 0, 1))[..., None], tf.shape(image)[:2])  # (C,H,W,1)
         low, high = (reduce(masks, axis=(1, 2), keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
@@ -403,13 +402,18 @@ def _masked_score_function(network, score_function):
         scores = tf.cast(networks.scores(networks.head(output, calls)), tf.float32)
         return _select(scores, tf.fill(tf.shape(scores)[:1], class_id), score_function)
 
-    image = tf.TensorSpec(network.inputs[0].shape[1:], tf.float32)
-    return step.get_concrete_function(image, tf.TensorSpec((None, None, None), tf.float32), tf.TensorSpec((), tf.int32))
+    shape = network.inputs[0].shape[1:]
+    return _compiled(step, (shape, tf.float32), ((None, None, None), tf.float32), ((), tf.int32))
 
 
-def _compiled(step, network):
-    images = tf.TensorSpec((None, *network.inputs[0].shape[1:]), tf.float32)
-    return tf.function(step).get_concrete_function(images, tf.TensorSpec((None,), tf.int32))
+def _compiled(step, *inputs):
+    """The function, traced once for inputs of these (shape, dtype)."""
+    # As Keras' own: layers are not rewritten by AutoGraph, and errors keep their one sentence.
+    return tf.function(step, autograph=False).get_concrete_function(*(tf.TensorSpec(*pair) for pair in inputs))
+
+
+def _images_and_ids(network):
+    return ((None, *network.inputs[0].shape[1:]), tf.float32), ((None,), tf.int32)
 
 
 def _select(scores, class_ids, score_function):

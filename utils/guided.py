@@ -22,11 +22,11 @@ def twin(operation):
     Raises:
         ValueError: there is a ReLU inside a layer whose forward pass is code, where nothing can be replaced.
     """
-    if (bounds := _bounds(operation)) is not None:
-        return _with(operation, call=_guided(operation.call, *bounds))
+    if _bounds(operation):
+        return _with(operation, call=_guided(operation.call, *_bounds(operation)))
     activation = getattr(operation, "activation", None)
-    if (bounds := _bounds(activation)) is not None:
-        return _with(operation, activation=_guided(activation, *bounds))
+    if _bounds(activation):
+        return _with(operation, activation=_guided(activation, *_bounds(activation)))
     if isinstance(operation, keras.Layer):
         inner = [layer for layer in operation._flatten_layers(include_self=False) if twin(layer) is not None]
         if inner:
