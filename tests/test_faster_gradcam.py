@@ -265,3 +265,11 @@ def test_bad_images(saved, images, sentence):
 def test_bad_fits(network, images, change, sentence):
     with pytest.raises(ValueError, match=sentence):
         FasterGradCAM.fit(network, images, **change)
+
+
+def test_a_layer_inside_a_nested_model_is_refused(rng):
+    inner = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, name="maps")], name="inner")
+    network = keras.Sequential([keras.Input((8, 8, 3)), inner, keras.layers.GlobalAveragePooling2D()])
+    images = rng.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+    with pytest.raises(ValueError, match="not inside a nested model; .* Received: 'inner/maps'"):
+        FasterGradCAM.fit(network, images, np.arange(4) % 2)
