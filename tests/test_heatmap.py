@@ -46,3 +46,9 @@ def test_box_surrounds_the_largest_hot_region():
 
 def test_no_heat_no_box():
     assert heatmap.box(np.zeros((5, 5), np.float32)) is None
+
+
+def test_segment_is_the_image_times_its_heat():
+    image = np.array([[[200, 100, 0], [50, 50, 50]]], np.uint8)
+    heat = np.array([[0.5, 0.0]], np.float32)
+    assert heatmap.segment(image, heat).tolist() == [[[100, 50, 0], [0, 0, 0]]]

@@ -63,7 +63,17 @@ def _parser():
     explain = commands.add_parser("explain", help="labels and heat maps of images", formatter_class=default)
     explain.set_defaults(run=_explain)
     explain.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
-    explain.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER")
+    source = explain.add_mutually_exclusive_group()
+    source.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER", help="a model of this project")
+    source.add_argument("--network", metavar="NAME", help="vgg16, resnet18, ...: a classifier of ImageNet's classes")
+    explain.add_argument("--weights", default="imagenet", help="of --network: imagenet, none (random), or a file")
+    explain.add_argument("--method", help="gradcam, gradcam++, ...; default: of a model, no gradient; else gradcam")
+    layers = explain.add_mutually_exclusive_group()
+    layers.add_argument("--layer", nargs="+", help="layers of the heat maps; an unknown name lists them")
+    layers.add_argument("--all-layers", action="store_true", help="every layer that gives maps")
+    classes = explain.add_mutually_exclusive_group()
+    classes.add_argument("--class-id", nargs="+", type=int, metavar="ID", help="classes to explain")
+    classes.add_argument("--top-n", type=int, metavar="N", help="explain the N best classes of each image; default: 1")
     explain.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the pictures go")
 
     export = commands.add_parser(
@@ -119,8 +129,9 @@ def _train(options) -> int:
     check_settings(options.clusters, options.top_channels)
     options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
     print(f"{len(dataset.train)} training and {len(dataset.test)} test images of {', '.join(dataset.class_names)}")
+    learning_rate = options.learning_rate if options.learning_rate is not None else 2e-4 if weights else 3e-3
     training = arcface.train(
-        network, dataset, options.steps, options.batch_size, options.learning_rate or (2e-4 if weights else 3e-3),
+        network, dataset, options.steps, options.batch_size, learning_rate,
         options.scale, options.margin, options.augmentation, min(10, options.steps), options.seed, _print_progress,
     )  # fmt: skip
     if training.interrupted:
@@ -161,6 +172,38 @@ def _print_progress(entry):
 
 
 def _explain(options) -> int:
+    wishes = (options.network, options.method, options.layer, options.class_id, options.top_n)
+    exact = options.all_layers or any(wish is not None for wish in wishes)
+    return _explain_with_gradients(options) if exact else _explain_faster(options)
+
+
+def _explain_with_gradients(options) -> int:
+    from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
+    from tqdm import tqdm
+
+    from utils import classifiers, explain, networks
+    from utils.faster_gradcam import FasterGradCAM
+
+    files = imaging.image_files(options.images)
+    if options.network:
+        network = classifiers.build(options.network, None if options.weights == "none" else options.weights)
+        class_names, default = classifiers.class_names(), classifiers.NETWORKS[options.network].default_layer
+    else:
+        faster = FasterGradCAM.load(options.model)
+        network, class_names, default = faster.classifier(), faster.class_names, faster.meta["layer"]
+    layers = networks.map_layers(network) if options.all_layers else options.layer or [default]
+    manifest = explain.explain_files(
+        tqdm(files, "explaining", leave=False, delay=2, disable=None), network, class_names, options.out,
+        options.method or "gradcam", layers, options.class_id, 1 if options.top_n is None else options.top_n,
+        tqdm.write,
+    )  # fmt: skip
+    if manifest["skipped"]:
+        skipped = manifest["skipped"]
+        print(f"skipped {len(skipped)} of {len(files)}: {' '.join(skipped[:5])}", file=sys.stderr)
+    return 0
+
+
+def _explain_faster(options) -> int:
     from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
     from tqdm import tqdm
 

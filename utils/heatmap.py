@@ -1,4 +1,4 @@
-"""From a raw map to what a person sees: normalised heat map, overlay, box."""
+"""From a raw map to what a person sees: normalised heat map, overlay, segmented image, box."""
 
 import cv2
 import numpy as np
@@ -22,6 +22,11 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.5) -> np.
     """Lay the coloured heat map (H, W) over the image: uint8 RGB (H, W, 3)."""
     colours = cv2.applyColorMap(np.round(heatmap * 255).astype(np.uint8), COLORMAP)[..., ::-1]
     return cv2.addWeighted(image, 1 - opacity, np.ascontiguousarray(colours), opacity, 0)
+
+
+def segment(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) times its heat map (H, W), dark where it is cold: uint8 RGB."""
+    return np.round(image * heatmap[..., None]).astype(np.uint8)
 
 
 def box(heatmap: np.ndarray, threshold: float = 0.5) -> tuple[int, int, int, int] | None:

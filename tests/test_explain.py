@@ -1,0 +1,106 @@
+"""Pictures and manifest of `utils.explain`, on a small random network."""
+
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import explain, imaging, networks
+
+NAMES = ("cat", "great white shark", "tabby, tabby cat")
+SIZE = 16
+
+
+def build(activation):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Conv2D(4, 3, strides=2, activation=activation, name="early")(x)
+    x = keras.layers.Conv2D(6, 3, activation=activation, name="late")(x)
+    x = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, x)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build("relu")
+
+
+@pytest.fixture
+def files(tmp_path, rng):
+    for name in ("a", "b"):
+        image = rng.integers(0, 255, (20, 30, 3)).astype(np.uint8)
+        imaging.write_image(tmp_path / "photos" / f"{name}.png", image)
+    return imaging.image_files([tmp_path / "photos"])
+
+
+def test_pictures_of_the_best_classes_and_a_manifest(network, files, tmp_path):
+    lines = []
+    out = tmp_path / "out"
+    manifest = explain.explain_files(files, network, NAMES, out, "layercam", ["late"], top_n=2, report=lines.append)
+    assert json.loads((out / "manifest.json").read_text()) == manifest
+    assert manifest["method"] == "layercam" and manifest["layers"] == ["late"] and manifest["versions"]["keras"]
+    assert [entry["file"] for entry in manifest["images"]] == ["a.png", "b.png"]
+    assert len(lines) == 4 and lines[0].split("\t")[1] == "1"
+    written = {path.name for path in out.iterdir()}
+    named = {name for entry in manifest["images"] for found in entry["classes"] for name in found["files"].values()}
+    assert written == named | {"manifest.json", "a_guided_bprop.png", "b_guided_bprop.png"}
+    assert len(named) == 2 * 2 * 4
+    pattern = r"[ab]_[12]_[012]_(cat|great_white_shark|tabby_tabby_cat)_0\.\d{3}_"
+    assert all(re.fullmatch(pattern + "(layercam|heatmap|segmented|guided_gradcam).png", name) for name in named)
+    for name in written - {"manifest.json"}:
+        with Image.open(out / name) as picture:
+            assert picture.size == (30, 20) and picture.mode == ("L" if "heatmap" in name else "RGB")
+
+
+def test_the_rank_is_that_of_the_probability(network, files, tmp_path):
+    manifest = explain.explain_files(files, network, NAMES, tmp_path / "out", class_ids=[2, 0, 1], report=str)
+    image = imaging.resize(imaging.read_image(files[0][0])[None], SIZE, SIZE)
+    logits = networks.forward(network, image)[0].astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    found = manifest["images"][0]["classes"]
+    assert [entry["id"] for entry in found] == [2, 0, 1]
+    for entry in found:
+        assert entry["rank"] == 1 + (shares > shares[entry["id"]]).sum()
+        assert entry["probability"] == pytest.approx(shares[entry["id"]], abs=1e-5)
+
+
+def test_several_layers_stand_in_the_names(network, files, tmp_path):
+    manifest = explain.explain_files(files[:1], network, NAMES, tmp_path / "out", layers=["early", "late"], report=str)
+    kinds = set(manifest["images"][0]["classes"][0]["files"])
+    parts = ("gradcam", "heatmap", "segmented", "guided_gradcam")
+    assert kinds == {f"{layer}_{part}" for layer in ("early", "late") for part in parts}
+
+
+def test_a_network_without_relu_has_no_guided_pictures(files, tmp_path):
+    manifest = explain.explain_files(files[:1], build("swish"), NAMES, tmp_path / "out", report=str)
+    entry = manifest["images"][0]
+    assert entry["guided_bprop"] is None and "no_guided_bprop" in entry
+    assert set(entry["classes"][0]["files"]) == {"gradcam", "heatmap", "segmented"}
+
+
+def test_unreadable_files_are_named(network, files, tmp_path):
+    (tmp_path / "photos" / "c.png").write_text("no image")
+    broken = (tmp_path / "photos" / "c.png", "c")
+    manifest = explain.explain_files([*files, broken], network, NAMES, tmp_path / "out", report=str)
+    assert len(manifest["images"]) == 2 and "c.png" in manifest["skipped"][0]
+    with pytest.raises(ValueError, match="Not one image can be read"):
+        explain.explain_files([broken], network, NAMES, tmp_path / "nothing", report=str)
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"method": "cam"}, "choose one of"),
+        ({"layers": ["none"]}, "choose one of"),
+        ({"class_ids": [3]}, "must lie in 0..2"),
+        ({"top_n": 0}, "top_n must be at least 1"),
+    ],
+)
+def test_bad_settings(network, files, tmp_path, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        explain.explain_files(files, network, NAMES, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()

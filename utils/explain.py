@@ -1,0 +1,133 @@
+"""Why a network says what it says: pictures for each image, class and layer, a ranked list and a manifest."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from utils import arcface, gradcam, heatmap, imaging, networks, repro
+
+MANIFEST = "manifest.json"
+
+
+def explain_files(
+    files: Iterable[tuple[Path, str]],
+    network: keras.Model,
+    class_names: Sequence[str],
+    out: Path,
+    method: str = "gradcam",
+    layers: Sequence[str] = (),
+    class_ids: Sequence[int] | None = None,
+    top_n: int = 1,
+    report: Callable[[str], None] = print,
+) -> dict:
+    """Explain the best classes of each image, or the ones asked for, and write what there is to see.
+
+    For each image, class and layer ``{base}_{rank}_{id}_{name}_{probability}_{kind}.png``: the heat map over the image
+    (kind: the method), the grey heat map, the image times the heat map (segmented) and Guided Grad-CAM; with several
+    layers, the layer's name stands before the kind. For each image ``{base}_guided_bprop.png``. ``manifest.json``
+    names them all, with the versions of what made them.
+
+    Args:
+        files: paths, each with the name for what is made of it, as `imaging.image_files` gives them.
+        network: images of 0..255 → class scores, with its preprocessing inside.
+        class_names: one for each score.
+        out: folder, made if need be.
+        method: one of `gradcam.METHODS`.
+        layers: names of the layers that give the maps; empty: `networks.default_layer`.
+        class_ids: classes to explain; None: the ``top_n`` best of each image.
+        report: called with a line for each class: file, rank, id, name and probability.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: unknown method, layer or class id, or not one image can be read.
+    """
+    names = [networks.get_layer(network, name).name for name in layers or [networks.default_layer(network)]]
+    if top_n < 1:
+        raise ValueError(f"top_n must be at least 1. Received: {top_n!r}")
+    outside = [k for k in class_ids or () if not 0 <= k < len(class_names)]
+    if outside:
+        raise ValueError(f"Class ids must lie in 0..{len(class_names) - 1}. Received: {outside}")
+    if method not in gradcam.METHODS:
+        raise ValueError(f"Unknown method; choose one of {gradcam.METHODS}. Received: {method!r}")
+    manifest = {"network": network.name, "method": method, "layers": names, "versions": repro.versions()}
+    manifest |= {"images": [], "skipped": []}
+    for path, base in files:
+        try:
+            image = imaging.read_image(path)
+        except (ValueError, FileNotFoundError) as error:
+            manifest["skipped"].append(str(error))
+            continue
+        entry = _explain_image(image, base, network, class_names, out, method, names, class_ids, top_n)
+        manifest["images"].append({"file": path.name} | entry)
+        for found in entry["classes"]:
+            report(f"{path}\t{found['rank']}\t{found['id']}\t{found['name']}\t{found['probability']:.3f}")
+    if not manifest["images"]:
+        raise ValueError(f"Not one image can be read: {' '.join(manifest['skipped'][:5])}")
+    draft = out / f".{MANIFEST}.part"
+    draft.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, out / MANIFEST)
+    return manifest
+
+
+def probabilities(network: keras.Model, image: np.ndarray) -> np.ndarray:
+    """Of each class, float (K,): softmax of the logits; for embedding networks the cosine scores as they are."""
+    height, width, _ = (side or given for side, given in zip(network.inputs[0].shape[1:], image.shape, strict=True))
+    scores = networks.forward(network, imaging.resize(image[None], height, width))[0].astype(np.float64)
+    if isinstance(network.layers[-1], arcface.ArcFace):
+        return scores
+    shares = np.exp(scores - scores.max())
+    return shares / shares.sum()
+
+
+def _explain_image(image, base, network, class_names, out, method, layers, class_ids, top_n):
+    """Write the pictures of one image; returns its part of the manifest."""
+    shares = probabilities(network, image)
+    ranked = [int(k) for k in np.argsort(-shares, kind="stable")]
+    entry = {"classes": [], "guided_bprop": None}
+    try:
+        picture = _relief(gradcam.guided_backprop(network, image, ranked[0])[0], image)
+        entry["guided_bprop"] = f"{base}_guided_bprop.png"
+        imaging.write_image(out / entry["guided_bprop"], picture)
+    except ValueError as error:  # a network without ReLU has no guided backpropagation
+        entry["no_guided_bprop"] = str(error)
+    for k in class_ids or ranked[:top_n]:
+        rank = 1 + ranked.index(k)
+        stem = f"{base}_{rank}_{k}_{_file_part(class_names[k])}_{shares[k]:.3f}"
+        maps = gradcam.explain_layers(network, image, layers, k, method)
+        guided = gradcam.guided_backprop(network, image, k)[0] if entry["guided_bprop"] else None
+        pictures = {}
+        for layer, heat in ((layer, maps[layer][0]) for layer in layers):
+            kinds = {
+                method: heatmap.overlay(image, heat), "heatmap": np.round(heat * 255).astype(np.uint8),
+                "segmented": heatmap.segment(image, heat),
+            }  # fmt: skip
+            if guided is not None:  # Guided Grad-CAM is the product (arXiv 1610.02391, section 3.2)
+                small = imaging.resize(heat[None], *guided.shape[:2])[0]
+                kinds["guided_gradcam"] = _relief(guided * small[..., None], image)
+            prefix = f"{_file_part(layer)}_" if len(layers) > 1 else ""
+            pictures |= {f"{prefix}{kind}": picture for kind, picture in kinds.items()}
+        for kind, picture in pictures.items():
+            imaging.write_image(out / f"{stem}_{_file_part(kind)}.png", picture)
+        entry["classes"].append({
+            "rank": rank, "id": k, "name": class_names[k], "probability": round(float(shares[k]), 6),
+            "files": {kind: f"{stem}_{_file_part(kind)}.png" for kind in pictures},
+        })  # fmt: skip
+    return entry
+
+
+def _relief(gradient, image):
+    """Signed values (h, w, 3) as a picture of the image's size, grey where they are 0."""
+    strongest = max(np.percentile(np.abs(gradient), 99.5), 1e-12)  # a few pixels would leave the rest grey
+    picture = np.round(127.5 + 127.5 * np.clip(gradient / strongest, -1, 1)).astype(np.uint8)
+    return imaging.resize(picture[None], *image.shape[:2])[0]
+
+
+def _file_part(name):
+    return re.sub(r"[^\w+.-]+", "_", name)
