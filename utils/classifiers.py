@@ -1,0 +1,292 @@
+"""Image classifiers with 1,000 ImageNet classes, for Grad-CAM at any layer: images 0..255 in, logits out.
+
+Most are networks of keras.applications; their preprocessing is inside, and their layers have names that stay the same.
+"""
+
+import collections
+import itertools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import applications, layers
+
+from utils import torchvision_nets
+
+N_CLASSES = 1000
+# What Keras calls the layers that keras.applications leaves unnamed; the number counts what the process built before.
+AUTO_NAME = re.compile(
+    r"(activation|add|average_pooling2d|batch_normalization|concatenate|conv2d|max_pooling2d|multiply|normalization"
+    r"|re_lu|rescaling|zero_padding2d)(?:_(\d+))?"
+)
+# Mean and deviation of ImageNet's pixels, RGB in [0, 1].
+MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+BGR_MEAN = [103.939, 116.779, 123.68]
+
+
+@keras.saving.register_keras_serializable("faster_grad_cam")
+class RescaledBGR(layers.Rescaling):
+    """RGB → BGR, then scale and offset: what networks trained in Caffe expect."""
+
+    def call(self, images):
+        return super().call(keras.ops.flip(images, axis=-1))
+
+
+PREPROCESSING = {
+    "caffe": lambda: RescaledBGR(1.0, [-mean for mean in BGR_MEAN], name="preprocessing"),
+    "torch": lambda: layers.Rescaling(
+        (1 / 255 / DEVIATION).tolist(), (-MEAN / DEVIATION).tolist(), name="preprocessing"
+    ),
+    "tf": lambda: layers.Rescaling(1 / 127.5, -1.0, name="preprocessing"),
+}
+
+
+def _pooled(maps, seeds):
+    pooled = layers.GlobalAveragePooling2D(name="avg_pool")(maps)
+    return layers.Dense(N_CLASSES, kernel_initializer=_initial(seeds), name="predictions")(pooled)
+
+
+def _pooled_twice_dense(maps, seeds):
+    """MobileNetV3's classifier."""
+    pooled = layers.GlobalAveragePooling2D(name="avg_pool")(maps)
+    hidden = layers.Dense(1280, kernel_initializer=_initial(seeds), name="conv_2")(pooled)
+    hidden = layers.Activation("hard_swish", name="conv_2_activation")(hidden)
+    return layers.Dense(N_CLASSES, kernel_initializer=_initial(seeds), name="predictions")(hidden)
+
+
+def _convolved(maps, seeds):
+    """VGG's three dense layers as convolutions over maps of any size from 7×7; the logits of all places, averaged.
+
+    At 224×224 there is one place, and nothing differs from dense layers.
+    """
+    for name, channels, side in (("fc1", 4096, 7), ("fc2", 4096, 1), ("predictions", N_CLASSES, 1)):
+        activation = None if name == "predictions" else "relu"
+        maps = layers.Conv2D(
+            channels, side, activation=activation, kernel_initializer=_initial(seeds), name=name
+        )(maps)  # fmt: skip
+    return layers.GlobalAveragePooling2D(name="avg_pool")(maps)
+
+
+@dataclass(frozen=True)
+class Network:
+    """An entry of the registry."""
+
+    build: Callable  # of keras.applications, or of torchvision_nets
+    default_layer: str  # the last that gives maps of features
+    preprocessing: str | None  # None: it is part of what `build` gives
+    image_size: int = 224
+    smallest: int = 32  # side of an image, in pixels
+    head: Callable = _pooled
+
+    @property
+    def from_torchvision(self) -> bool:
+        return self.build.__module__ == torchvision_nets.__name__
+
+
+NETWORKS = {
+    "vgg16": Network(applications.VGG16, "block5_conv3", "caffe", smallest=224, head=_convolved),
+    "vgg19": Network(applications.VGG19, "block5_conv4", "caffe", smallest=224, head=_convolved),
+    "resnet18": Network(torchvision_nets.resnet18, "layer4_1_relu2", "torch"),
+    "resnet50": Network(applications.ResNet50, "conv5_block3_out", "caffe"),
+    "resnet101": Network(applications.ResNet101, "conv5_block3_out", "caffe"),
+    "densenet121": Network(applications.DenseNet121, "relu", "torch"),
+    "inception_v3": Network(applications.InceptionV3, "mixed10", "tf", image_size=299, smallest=75),
+    "mobilenet_v2": Network(applications.MobileNetV2, "out_relu", "tf"),
+    "mobilenet_v3": Network(applications.MobileNetV3Large, "conv_1_activation", None, head=_pooled_twice_dense),
+    "shufflenet_v2": Network(torchvision_nets.shufflenet_v2, "conv5_relu", "torch"),
+    "efficientnet": Network(applications.EfficientNetB0, "top_activation", None),
+}
+# By which name, "{stem}_imagenet" and one of the suffixes, a weights file is found in $IMAGENET_WEIGHTS.
+FILE_STEMS = {"mobilenet_v2": "mobilenet_v2_1.0"}
+SUFFIXES = (".weights.h5", ".h5", ".safetensors", ".pth")
+
+
+def build(
+    name: str,
+    weights: str | os.PathLike | None = None,
+    image_size: int | tuple[int | None, int | None] | None = None,
+    seed: int = 0,
+) -> keras.Model:
+    """Build a classifier: float32 RGB (N, H, W, 3) of values 0..255 → logits float32 (N, 1000).
+
+    Args:
+        name: one of `NETWORKS`.
+        weights: None (random); ``"imagenet"``: a file ``{name}_imagenet.weights.h5`` in ``$IMAGENET_WEIGHTS``, else
+            Keras' own download; or the path of a file: keras.applications' ``.h5`` or ``.weights.h5`` with top, for
+            resnet18 and shufflenet_v2 torchvision's ``.pth`` or ``.safetensors``, or a ``.weights.h5`` that this
+            network saved.
+        image_size: side in pixels; or (height, width), None where any will do; None: the size it was trained at.
+        seed: of the random weights.
+
+    Returns:
+        keras.Model of that name. `NETWORKS[name].default_layer` is where Grad-CAM looks if nobody says. Behind larger
+        images than VGG was trained at, its score is the mean of the logits of all places.
+
+    Raises:
+        ValueError: unknown name, image too small, or a weights file of something else.
+        FileNotFoundError: no such weights, or FASTER_GRAD_CAM_OFFLINE=1 forbids their download.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"Unknown network; choose one of {', '.join(NETWORKS)}. Received: {name!r}")
+    network, source = NETWORKS[name], _weights_source(name, weights)
+    seeds = itertools.count(1000 * seed) if source is None else None
+    images = keras.Input((*_sides(name, image_size), 3), name="image")
+    features = _features(network, images)
+    names = _stable_names(features)
+    features = keras.models.clone_model(
+        features, clone_function=lambda layer: _copy_layer(layer, names[layer.name], seeds)
+    )
+    model = keras.Model(features.inputs[0], network.head(features.output, seeds), name=name)
+    if source is None:
+        return model
+    if network.from_torchvision and source.suffix != ".h5":
+        torchvision_nets.assign_state_dict(model, torchvision_nets.read_state_dict(source))
+        return model
+    try:
+        if network.from_torchvision:
+            model.load_weights(source)
+        else:
+            _copy_published(network, source, model)
+    except Exception as error:  # Keras raises whatever its file format or its download raises
+        raise ValueError(f"Cannot load {source} as weights of {name}: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def class_names() -> list[str]:
+    """Names of the 1,000 classes: from ``imagenet_labels.txt`` in ``$IMAGENET_WEIGHTS`` (its line 0 is "background"),
+    else Keras' own, cached or downloaded, else "class_243" for class 243."""
+    if (folder := _imagenet_folder()) and (file := folder / "imagenet_labels.txt").is_file():
+        names = file.read_text(encoding="utf-8").splitlines()[1:]
+        if len(names) != N_CLASSES:
+            raise ValueError(f"{file} must hold a line of background and {N_CLASSES} names. Received: {len(names)}")
+        return names
+    cached = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / "imagenet_class_index.json"
+    if not _offline() or cached.is_file():
+        in_order = -np.arange(N_CLASSES)[None]  # as if class 0 had the highest score, class 1 the next
+        try:
+            (decoded,) = applications.imagenet_utils.decode_predictions(in_order, top=N_CLASSES)
+            return [name.replace("_", " ") for _, name, _ in decoded]
+        except Exception:  # Keras' download raises a bare Exception; numbers serve as well
+            pass
+    return [f"class_{i}" for i in range(N_CLASSES)]
+
+
+def _sides(name, image_size):
+    """Height and width, None where any will do."""
+    network = NETWORKS[name]
+    size = network.image_size if image_size is None else image_size
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2 or not all(s is None or isinstance(s, int) and s >= network.smallest for s in sides):
+        raise ValueError(
+            f"{name} takes images of at least {network.smallest} pixels a side: image_size is a whole number, or a "
+            f"height and a width. Received: {image_size!r}"
+        )
+    return sides
+
+
+def _features(network, images):
+    """The network up to its last maps, as keras.applications names its layers."""
+    scaled = PREPROCESSING[network.preprocessing]()(images) if network.preprocessing else images
+    if network.from_torchvision:
+        return keras.Model(images, network.build(scaled))
+    return network.build(input_tensor=scaled, input_shape=images.shape[1:], include_top=False, weights=None)
+
+
+def _stable_names(model):
+    """By name in the model: a name that does not count what the process built before.
+
+    An unnamed activation is called after the layer in front of it. The others, and the activations behind them,
+    keep their kind and count from 0, as in a new process.
+    """
+    unnamed = {o.name: match for o in model.operations if (match := AUTO_NAME.fullmatch(o.name))}
+    start = collections.defaultdict(lambda: float("inf"))
+    for kind, number in (match.groups("0") for match in unnamed.values()):
+        start[kind] = min(start[kind], int(number))
+    names = {}
+    for operation in model.operations:
+        names[operation.name] = operation.name
+        if match := unnamed.get(operation.name):
+            kind, number = match.groups("0")
+            front = names[keras.tree.flatten(operation.input)[-1]._keras_history.operation.name]
+            if kind in ("activation", "add", "multiply", "re_lu") and not AUTO_NAME.fullmatch(front):
+                names[operation.name] = f"{front.removesuffix('_bn')}_{type(operation).__name__.lower()}"
+            else:
+                index = int(number) - start[kind]
+                names[operation.name] = f"{kind}_{index}" if index else kind
+    return names
+
+
+def _copy_layer(layer, name, seeds):
+    """The layer under that name, with seeded initial weights."""
+    config = layer.get_config() | {"name": name}
+    if isinstance(layer, layers.DepthwiseConv2D):
+        # Keras counts all channels as inputs of each output, which sees one: the signal would fade from block to block.
+        config["depthwise_initializer"] = _initial(seeds, scale=2.0 * layer.kernel.shape[-2])
+    elif "kernel_initializer" in config:
+        config["kernel_initializer"] = _initial(seeds)
+    if isinstance(layer, layers.Normalization):
+        # EfficientNet's: Keras keeps the statistics in the weights file, and mends them with one more layer where it
+        # loads the published file by name; the outcome is this.
+        config |= {"mean": MEAN.tolist(), "variance": np.square(DEVIATION).tolist()}
+    return layer.__class__.from_config(config)
+
+
+def _initial(seeds, scale=2.0):
+    """He's initial values of a kernel, uniform because VGG has 140 million to draw; zeros if weights come anyway."""
+    if seeds is None:
+        return "zeros"
+    return keras.initializers.VarianceScaling(scale, distribution="uniform", seed=next(seeds))
+
+
+def _copy_published(network, source, model):
+    """Fill the model from keras.applications' own, layer by layer; a kernel of VGG's dense layers changes its shape."""
+    side = network.image_size
+    published = network.build(weights=str(source), input_shape=(side, side, 3), classifier_activation=None)
+    with_weights = [
+        [layer for layer in m.layers if layer.weights and not isinstance(layer, layers.Normalization)]
+        for m in (published, model)
+    ]
+    for original, layer in zip(*with_weights, strict=True):
+        shapes = [weight.shape for weight in layer.weights]
+        layer.set_weights([w.reshape(shape) for w, shape in zip(original.get_weights(), shapes, strict=True)])
+
+
+def _weights_source(name, weights):
+    """None, the path of a file, or "imagenet" for Keras' own download."""
+    if weights is None:
+        return None
+    if weights != "imagenet":
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"No weights file {weights}; expected 'imagenet' or a file of weights of {name}.")
+        return Path(weights)
+    stem = f"{FILE_STEMS.get(name, name)}_imagenet"
+    if folder := _imagenet_folder():
+        for suffix in SUFFIXES:
+            if (file := folder / (stem + suffix)).is_file():
+                return file
+    if NETWORKS[name].from_torchvision:
+        raise FileNotFoundError(
+            f"Keras publishes no weights of {name}: put torchvision's into $IMAGENET_WEIGHTS as {stem}.safetensors or "
+            f"{stem}.pth, or name the file instead of 'imagenet'."
+        )
+    if _offline():
+        raise FileNotFoundError(
+            f"No file {stem}.weights.h5 in $IMAGENET_WEIGHTS, and FASTER_GRAD_CAM_OFFLINE=1 forbids the download; put "
+            "the file there, or take weights=None."
+        )
+    return "imagenet"
+
+
+def _imagenet_folder():
+    folder = os.environ.get("IMAGENET_WEIGHTS")
+    if folder and not Path(folder).is_dir():
+        raise FileNotFoundError(f"$IMAGENET_WEIGHTS must name a folder of weights files. Received: {folder}")
+    return Path(folder) if folder else None
+
+
+def _offline():
+    return os.environ.get("FASTER_GRAD_CAM_OFFLINE") == "1"
