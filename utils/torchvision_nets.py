@@ -163,11 +163,11 @@ def assign_state_dict(network: keras.Model, state_dict: Mapping[str, np.ndarray]
     wrong = [f"{name} is missing" for name in variables if name not in given]
     wrong += [f"{name} is unexpected" for name in sorted(given - set(variables))]
     values = {}
-    for name in variables.keys() & given:
-        variable, axes = variables[name]
-        values[name] = state_dict[name].transpose(axes) if state_dict[name].ndim == len(axes) else state_dict[name]
-        if values[name].shape != variable.shape:
-            wrong.append(f"{name} has the shape {state_dict[name].shape}")
+    for name, (variable, axes) in variables.items():
+        if name in given:
+            values[name] = state_dict[name].transpose(axes) if state_dict[name].ndim == len(axes) else state_dict[name]
+            if values[name].shape != variable.shape:
+                wrong.append(f"{name} has the shape {state_dict[name].shape}")
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"Expected torchvision's weights of {network.name}. Received: {'; '.join(wrong[:5])}{more}")
