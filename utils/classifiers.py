@@ -58,17 +58,17 @@ def _pooled_twice_dense(maps, seeds):
     return layers.Dense(N_CLASSES, kernel_initializer=_initial(seeds), name="predictions")(hidden)
 
 
-def _convolved(maps, seeds):
-    """VGG's three dense layers as convolutions over maps of any size from 7×7; the logits of all places, averaged.
-
-    At 224×224 there is one place, and nothing differs from dense layers.
-    """
-    for name, channels, side in (("fc1", 4096, 7), ("fc2", 4096, 1), ("predictions", N_CLASSES, 1)):
-        activation = None if name == "predictions" else "relu"
-        maps = layers.Conv2D(
-            channels, side, activation=activation, kernel_initializer=_initial(seeds), name=name
-        )(maps)  # fmt: skip
-    return layers.GlobalAveragePooling2D(name="avg_pool")(maps)
+def _vgg_head(maps, seeds):
+    """VGG's three dense layers, moved over maps of any size from 7×7; the logits of all places, averaged."""
+    one_place = maps.shape[1:3] == (7, 7)
+    if one_place:  # as a convolution this costs ten times as much
+        maps = layers.Flatten(name="flatten")(maps)
+        hidden = layers.Dense(4096, "relu", kernel_initializer=_initial(seeds), name="fc1")(maps)
+    else:
+        hidden = layers.Conv2D(4096, 7, activation="relu", kernel_initializer=_initial(seeds), name="fc1")(maps)
+    hidden = layers.Dense(4096, "relu", kernel_initializer=_initial(seeds), name="fc2")(hidden)
+    logits = layers.Dense(N_CLASSES, kernel_initializer=_initial(seeds), name="predictions")(hidden)
+    return logits if one_place else layers.GlobalAveragePooling2D(name="avg_pool")(logits)
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Network:
 
 
 NETWORKS = {
-    "vgg16": Network(applications.VGG16, "block5_conv3", "caffe", smallest=224, head=_convolved),
-    "vgg19": Network(applications.VGG19, "block5_conv4", "caffe", smallest=224, head=_convolved),
+    "vgg16": Network(applications.VGG16, "block5_conv3", "caffe", smallest=224, head=_vgg_head),
+    "vgg19": Network(applications.VGG19, "block5_conv4", "caffe", smallest=224, head=_vgg_head),
     "resnet18": Network(torchvision_nets.resnet18, "layer4_1_relu2", "torch"),
     "resnet50": Network(applications.ResNet50, "conv5_block3_out", "caffe"),
     "resnet101": Network(applications.ResNet101, "conv5_block3_out", "caffe"),
@@ -123,8 +123,8 @@ def build(
         seed: of the random weights.
 
     Returns:
-        keras.Model of that name. `NETWORKS[name].default_layer` is where Grad-CAM looks if nobody says. Behind larger
-        images than VGG was trained at, its score is the mean of the logits of all places.
+        keras.Model of that name. `NETWORKS[name].default_layer` is where Grad-CAM looks if nobody says. VGG reads
+        images larger than 224×224 place by place: its logits are the mean over all places.
 
     Raises:
         ValueError: unknown name, image too small, or a weights file of something else.
@@ -243,7 +243,11 @@ def _initial(seeds, scale=2.0):
 
 
 def _copy_published(network, source, model):
-    """Fill the model from keras.applications' own, layer by layer; a kernel of VGG's dense layers changes its shape."""
+    """Fill the model from keras.applications' own, layer by layer.
+
+    Kernels keep their values and take the model's shape: VGG's first dense layer may be a convolution here, and
+    MobileNetV3's last convolutions are dense.
+    """
     side = network.image_size
     published = network.build(weights=str(source), input_shape=(side, side, 3), classifier_activation=None)
     with_weights = [
