@@ -53,7 +53,8 @@ def test_smallest_images_give_finite_logits(name, rng):
     assert network.name == name and network.input_shape == (None, side, side, 3)
     logits = network(rng.integers(0, 256, (2, side, side, 3)), training=False).numpy()
     assert logits.shape == (2, 1000) and np.isfinite(logits).all() and np.ptp(logits) > 0
-    layer = networks.get_layer(network, NETWORKS[name].default_layer)
+    layer = networks.get_layer(network, networks.default_layer(network))
+    assert layer.name == NETWORKS[name].default_layer
     assert layer.output.shape[1:3] == ((14, 14) if name in ("vgg16", "vgg19") else (1, 1))
     # Whatever this process built before.
     names = [operation.name for operation in network.operations]
@@ -230,3 +231,24 @@ def test_imagenet_weights_know_cat_and_dog(imagenet_weights):
     np.testing.assert_allclose(probabilities[best], [0.57, 0.15, 0.04], atol=0.01)
     names = classifiers.class_names()
     assert [names[i].split(",")[0] for i in best] == ["bull mastiff", "boxer", "tiger cat"]
+
+
+@all_but_slow(NETWORKS, slow={"vgg19", "resnet101"})
+def test_every_network_is_explained(name, rng):
+    side = max(NETWORKS[name].smallest, 75)
+    image = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
+    heatmaps = gradcam.explain(classifiers.build(name, image_size=side), image)
+    assert heatmaps.shape == (1, side, side) and heatmaps.min() >= 0 and heatmaps.max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", gradcam.METHODS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_explained_by_every_method(name, method, rng):
+    side = max(NETWORKS[name].smallest, 75)
+    image = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
+    network = classifiers.build(name, image_size=side)
+    heatmaps = gradcam.explain(network, image, method=method)
+    assert heatmaps.shape == (1, side, side) and heatmaps.min() >= 0 and heatmaps.max() <= 1
+    raw = gradcam.explain(network, image, method=method, normalise=False)
+    assert np.isfinite(raw).all() and raw.any()

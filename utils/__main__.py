@@ -187,7 +187,7 @@ def _explain_with_gradients(options) -> int:
     files = imaging.image_files(options.images)
     if options.network:
         network = classifiers.build(options.network, None if options.weights == "none" else options.weights)
-        class_names, default = classifiers.class_names(), classifiers.NETWORKS[options.network].default_layer
+        class_names, default = classifiers.class_names(), networks.default_layer(network)
     else:
         faster = FasterGradCAM.load(options.model)
         network, class_names, default = faster.classifier(), faster.class_names, faster.meta["layer"]

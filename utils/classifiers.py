@@ -123,7 +123,7 @@ def build(
         seed: of the random weights.
 
     Returns:
-        keras.Model of that name. `NETWORKS[name].default_layer` is where Grad-CAM looks if nobody says. VGG reads
+        keras.Model of that name; its attribute ``default_layer`` is where Grad-CAM looks if nobody says. VGG reads
         images larger than 224×224 place by place: its logits are the mean over all places.
 
     Raises:
@@ -141,6 +141,7 @@ def build(
         features, clone_function=lambda layer: _copy_layer(layer, names[layer.name], seeds)
     )
     model = keras.Model(features.inputs[0], network.head(features.output, seeds), name=name)
+    model.default_layer = network.default_layer
     if source is None:
         return model
     if network.from_torchvision and source.suffix != ".h5":

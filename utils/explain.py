@@ -124,7 +124,7 @@ def _explain_image(image, base, network, class_names, out, method, layers, class
 
 def _relief(gradient, image):
     """Signed values (h, w, 3) as a picture of the image's size, grey where they are 0."""
-    strongest = max(np.percentile(np.abs(gradient), 99.5), 1e-12)  # a few pixels would leave the rest grey
+    strongest = max(np.percentile(np.abs(gradient), 98), 1e-12)  # a few pixels would leave the rest grey
     picture = np.round(127.5 + 127.5 * np.clip(gradient / strongest, -1, 1)).astype(np.uint8)
     return imaging.resize(picture[None], *image.shape[:2])[0]
 

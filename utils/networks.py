@@ -205,7 +205,9 @@ def get_layer(network: keras.Model, name: str) -> keras.Layer:
 
 
 def default_layer(network: keras.Model) -> str:
-    """Where Grad-CAM looks if nobody says: the backbone's layer in our networks, else the last that gives maps."""
+    """Where Grad-CAM looks if nobody says: our networks know their layer, in others it is the last that gives maps."""
+    if getattr(network, "default_layer", None):  # of `classifiers.build`
+        return network.default_layer
     if getattr(network, "spec", None):
         return BACKBONES[network.spec.backbone].default_layer
     if not map_layers(network):
