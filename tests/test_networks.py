@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from utils import networks
 from utils.networks import Spec
@@ -166,3 +167,28 @@ def test_forward_is_compiled_once_and_keeps_the_order(rng):
         keras.Model(network.input, [network.get_layer("out_relu").output, network.output]), images, 2
     )
     assert [part.shape for part in both] == [(5, 4, 4, 1280), (5, 8)]
+
+
+def test_receptive_fields_by_hand():
+    x = inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", name="a")(x)  # 3 pixels, 2 apart
+    y = keras.layers.Conv2D(4, 3, dilation_rate=2, padding="same", name="b")(x)  # 3 + 2 * 2 * 2
+    y = keras.layers.MaxPooling2D(2, strides=1, padding="same", name="c")(y)  # + 1 * 2
+    z = keras.layers.Add(name="d")([x, y])
+    z = keras.layers.Multiply(name="e")([z, keras.layers.GlobalAveragePooling2D(keepdims=True, name="f")(z)])
+    fields = networks.receptive_fields(keras.Model(inputs, z))
+    assert fields == {
+        "a": (3, 2), "b": (11, 2), "c": (13, 2), "d": (13, 2), "f": (float("inf"), 2), "e": (float("inf"), 2)
+    }  # fmt: skip
+
+
+def test_receptive_field_is_where_the_gradient_is_not_zero():
+    network = networks.embedding_network(networks.Spec(image_size=160, alpha=0.35, embedding_size=4))
+    size, stride = networks.receptive_fields(network)["block_3_expand_relu"]
+    maps = keras.Model(network.input, network.get_layer("block_3_expand_BN").output)
+    with tf.GradientTape() as tape:
+        images = tf.constant(np.random.default_rng(0).uniform(0, 255, (1, 160, 160, 3)).astype(np.float32))
+        tape.watch(images)
+        score = tf.reduce_sum(maps(images, training=False)[0, 20, 20])
+    rows = np.flatnonzero(np.abs(tape.gradient(score, images)[0]).sum(axis=(1, 2)))
+    assert stride == 4 and rows.max() - rows.min() + 1 <= size

@@ -195,6 +195,24 @@ def map_layers(network: keras.Model) -> list[str]:
     ]
 
 
+def receptive_fields(network: keras.Model) -> dict[str, tuple[float, int]]:
+    """Of each layer of `map_layers`: side in pixels of what one cell sees, and how many pixels its cells are apart.
+
+    Along the height, away from the borders; a layer behind a global pooling, as in squeeze-and-excite, sees all: inf.
+    """
+    fields, names = {}, set(map_layers(network))
+    by_name = {}
+    for name, (operation, inputs, output) in rehearse(network)[1].items():
+        below = [fields.get(id(tensor), (1, 1)) for tensor in keras.tree.flatten(inputs)]
+        size, stride = (max(values) for values in zip(*below, strict=True))
+        kernel = np.ravel(getattr(operation, "kernel_size", getattr(operation, "pool_size", 1)))[0]
+        dilation, step = (np.ravel(getattr(operation, name, 1))[0] for name in ("dilation_rate", "strides"))
+        is_global = type(operation).__name__.startswith("Global")
+        size = float("inf") if is_global else size + int(dilation * (kernel - 1)) * stride
+        fields[id(output)] = by_name[name] = size, int(stride * step)
+    return {name: field for name, field in by_name.items() if name in names}
+
+
 def get_layer(network: keras.Model, name: str) -> keras.Layer:
     """The layer of that name; ValueError that lists the valid names if it does not give feature maps."""
     if name not in map_layers(network):

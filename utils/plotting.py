@@ -93,6 +93,22 @@ def embedding_space(embeddings, labels, class_names, centroids=None, prototypes=
     return figure
 
 
+def layer_scores(scores: dict[str, list[float]], layers: list[str], measure: str, baselines: dict) -> Figure:
+    """A line for each method over the layers, early to late; baselines as dashed lines."""
+    figure, ax = plt.subplots(figsize=(9, 3.2), layout="constrained", dpi=80)
+    for i, (method, values) in enumerate(scores.items()):
+        ax.plot(values, "o-", color=COLOURS[i], label=method)
+    for i, (name, value) in enumerate(baselines.items()):
+        ax.axhline(value, color="0.3", ls=("--", ":")[i % 2], label=name)
+    lowest = min(map(min, scores.values()))
+    ax.set(ylabel=measure, ylim=(None if lowest < 0 else 0, None))
+    ax.set_xticks(range(len(layers)), layers, rotation=40, ha="right", fontsize=8)
+    ax.grid(alpha=0.3)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    plt.close(figure)
+    return figure
+
+
 def benchmark_bars(result: dict) -> Figure:
     """Milliseconds an image of each method, the result of `utils.benchmark.run`: medians, whiskers at the quartiles."""
     configurations = result["configurations"]
