@@ -197,9 +197,7 @@ def _explain_with_gradients(options) -> int:
         options.method or "gradcam", layers, options.class_id, 1 if options.top_n is None else options.top_n,
         tqdm.write,
     )  # fmt: skip
-    if manifest["skipped"]:
-        skipped = manifest["skipped"]
-        print(f"skipped {len(skipped)} of {len(files)}: {' '.join(skipped[:5])}", file=sys.stderr)
+    _report_skipped(manifest["skipped"], len(files))
     return 0
 
 
@@ -225,9 +223,13 @@ def _explain_faster(options) -> int:
         imaging.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))
         box = heatmap.box(heat)
         tqdm.write(f"{path}\t{result.names[0]}\t{result.scores.max():.3f}\t{box or 'no box'}")
-    if skipped:
-        print(f"skipped {len(skipped)} of {len(files)}: {' '.join(skipped[:5])}", file=sys.stderr)
+    _report_skipped(skipped, len(files))
     return 2 if len(skipped) == len(files) else 0
+
+
+def _report_skipped(skipped, n_files):
+    if skipped:
+        print(f"skipped {len(skipped)} of {n_files}: {' '.join(skipped[:5])}", file=sys.stderr)
 
 
 def _export(options) -> int:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import applications, layers
 
-from utils import torchvision_nets
+from utils import networks, torchvision_nets
 
 N_CLASSES = 1000
 # What Keras calls the layers that keras.applications leaves unnamed; the number counts what the process built before.
@@ -160,7 +160,7 @@ def build(
 def class_names() -> list[str]:
     """Names of the 1,000 classes: from ``imagenet_labels.txt`` in ``$IMAGENET_WEIGHTS`` (its line 0 is "background"),
     else Keras' own, cached or downloaded, else "class_243" for class 243."""
-    if (folder := _imagenet_folder()) and (file := folder / "imagenet_labels.txt").is_file():
+    if (folder := networks.imagenet_folder()) and (file := folder / "imagenet_labels.txt").is_file():
         names = file.read_text(encoding="utf-8").splitlines()[1:]
         if len(names) != N_CLASSES:
             raise ValueError(f"{file} must hold a line of background and {N_CLASSES} names. Received: {len(names)}")
@@ -269,7 +269,7 @@ def _weights_source(name, weights):
             raise FileNotFoundError(f"No weights file {weights}; expected 'imagenet' or a file of weights of {name}.")
         return Path(weights)
     stem = f"{FILE_STEMS.get(name, name)}_imagenet"
-    if folder := _imagenet_folder():
+    if folder := networks.imagenet_folder():
         for suffix in SUFFIXES:
             if (file := folder / (stem + suffix)).is_file():
                 return file
@@ -284,13 +284,6 @@ def _weights_source(name, weights):
             "the file there, or take weights=None."
         )
     return "imagenet"
-
-
-def _imagenet_folder():
-    folder = os.environ.get("IMAGENET_WEIGHTS")
-    if folder and not Path(folder).is_dir():
-        raise FileNotFoundError(f"$IMAGENET_WEIGHTS must name a folder of weights files. Received: {folder}")
-    return Path(folder) if folder else None
 
 
 def _offline():

@@ -48,7 +48,8 @@ def explain_files(
     Raises:
         ValueError: unknown method, layer or class id, or not one image can be read.
     """
-    names = [networks.get_layer(network, name).name for name in layers or [networks.default_layer(network)]]
+    names = list(layers) or [networks.default_layer(network)]
+    networks.check_layers(network, names)
     if top_n < 1:
         raise ValueError(f"top_n must be at least 1. Received: {top_n!r}")
     outside = [k for k in class_ids or () if not 0 <= k < len(class_names)]
@@ -92,16 +93,18 @@ def _explain_image(image, base, network, class_names, out, method, layers, class
     ranked = [int(k) for k in np.argsort(-shares, kind="stable")]
     entry = {"classes": [], "guided_bprop": None}
     try:
-        picture = _relief(gradcam.guided_backprop(network, image, ranked[0])[0], image)
+        best_guided = gradcam.guided_backprop(network, image, ranked[0])[0]
         entry["guided_bprop"] = f"{base}_guided_bprop.png"
-        imaging.write_image(out / entry["guided_bprop"], picture)
+        imaging.write_image(out / entry["guided_bprop"], _relief(best_guided))
     except ValueError as error:  # a network without ReLU has no guided backpropagation
         entry["no_guided_bprop"] = str(error)
     for k in class_ids or ranked[:top_n]:
         rank = 1 + ranked.index(k)
         stem = f"{base}_{rank}_{k}_{_file_part(class_names[k])}_{shares[k]:.3f}"
         maps = gradcam.explain_layers(network, image, layers, k, method)
-        guided = gradcam.guided_backprop(network, image, k)[0] if entry["guided_bprop"] else None
+        guided = None
+        if entry["guided_bprop"]:
+            guided = best_guided if k == ranked[0] else gradcam.guided_backprop(network, image, k)[0]
         pictures = {}
         for layer, heat in ((layer, maps[layer][0]) for layer in layers):
             kinds = {
@@ -109,8 +112,7 @@ def _explain_image(image, base, network, class_names, out, method, layers, class
                 "segmented": heatmap.segment(image, heat),
             }  # fmt: skip
             if guided is not None:  # Guided Grad-CAM is the product (arXiv 1610.02391, section 3.2)
-                small = imaging.resize(heat[None], *guided.shape[:2])[0]
-                kinds["guided_gradcam"] = _relief(guided * small[..., None], image)
+                kinds["guided_gradcam"] = _relief(guided * heat[..., None])
             prefix = f"{_file_part(layer)}_" if len(layers) > 1 else ""
             pictures |= {f"{prefix}{kind}": picture for kind, picture in kinds.items()}
         for kind, picture in pictures.items():
@@ -122,11 +124,10 @@ def _explain_image(image, base, network, class_names, out, method, layers, class
     return entry
 
 
-def _relief(gradient, image):
-    """Signed values (h, w, 3) as a picture of the image's size, grey where they are 0."""
+def _relief(gradient):
+    """Signed values (H, W, 3) as a picture, grey where they are 0."""
     strongest = max(np.percentile(np.abs(gradient), 98), 1e-12)  # a few pixels would leave the rest grey
-    picture = np.round(127.5 + 127.5 * np.clip(gradient / strongest, -1, 1)).astype(np.uint8)
-    return imaging.resize(picture[None], *image.shape[:2])[0]
+    return np.round(127.5 + 127.5 * np.clip(gradient / strongest, -1, 1)).astype(np.uint8)
 
 
 def _file_part(name):

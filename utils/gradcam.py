@@ -273,8 +273,7 @@ def _gradient_function(network, layers, method, score_function):
     """
     networks.check_network(network)
     layers = layers or (networks.default_layer(network),)
-    for name in layers:
-        networks.get_layer(network, name)
+    networks.check_layers(network, layers)
 
     def step(images, class_ids):
         with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,13 +186,12 @@ def rehearse(network):
 
 def map_layers(network: keras.Model) -> list[str]:
     """Names of the layers that give feature maps (N, h, w, C), from input to output; in nested models "outer/inner"."""
-    return [
-        name
-        for name, call in rehearse(network)[1].items()
-        if isinstance(call.operation, keras.Layer)
-        and not isinstance(call.operation, NOT_FEATURES)
-        and len(getattr(call.output, "shape", ())) == 4
-    ]
+    return [name for name, call in rehearse(network)[1].items() if _gives_maps(call)]
+
+
+def _gives_maps(call):
+    is_feature = isinstance(call.operation, keras.Layer) and not isinstance(call.operation, NOT_FEATURES)
+    return is_feature and len(getattr(call.output, "shape", ())) == 4
 
 
 def receptive_fields(network: keras.Model) -> dict[str, tuple[float, int]]:
@@ -200,25 +199,32 @@ def receptive_fields(network: keras.Model) -> dict[str, tuple[float, int]]:
 
     Along the height, away from the borders; a layer behind a global pooling, as in squeeze-and-excite, sees all: inf.
     """
-    fields, names = {}, set(map_layers(network))
-    by_name = {}
-    for name, (operation, inputs, output) in rehearse(network)[1].items():
+    fields, by_name = {}, {}
+    for name, call in rehearse(network)[1].items():
+        operation, inputs, output = call
         below = [fields.get(id(tensor), (1, 1)) for tensor in keras.tree.flatten(inputs)]
         size, stride = (max(values) for values in zip(*below, strict=True))
         kernel = np.ravel(getattr(operation, "kernel_size", getattr(operation, "pool_size", 1)))[0]
-        dilation, step = (np.ravel(getattr(operation, name, 1))[0] for name in ("dilation_rate", "strides"))
+        dilation, step = (np.ravel(getattr(operation, key, 1))[0] for key in ("dilation_rate", "strides"))
         is_global = type(operation).__name__.startswith("Global")
         size = float("inf") if is_global else size + int(dilation * (kernel - 1)) * stride
-        fields[id(output)] = by_name[name] = size, int(stride * step)
-    return {name: field for name, field in by_name.items() if name in names}
+        fields[id(output)] = size, int(stride * step)
+        if _gives_maps(call):
+            by_name[name] = fields[id(output)]
+    return by_name
+
+
+def check_layers(network: keras.Model, names: Iterable[str]) -> None:
+    """ValueError that lists the valid names unless all these layers give feature maps."""
+    valid = map_layers(network)
+    for name in names:
+        if name not in valid:
+            raise ValueError(f"No layer of that name gives feature maps; choose one of {valid}. Received: {name!r}")
 
 
 def get_layer(network: keras.Model, name: str) -> keras.Layer:
     """The layer of that name; ValueError that lists the valid names if it does not give feature maps."""
-    if name not in map_layers(network):
-        raise ValueError(
-            f"No layer of that name gives feature maps; choose one of {map_layers(network)}. Received: {name!r}"
-        )
+    check_layers(network, [name])
     return rehearse(network)[1][name].operation
 
 
@@ -228,9 +234,10 @@ def default_layer(network: keras.Model) -> str:
         return network.default_layer
     if getattr(network, "spec", None):
         return BACKBONES[network.spec.backbone].default_layer
-    if not map_layers(network):
+    layers = map_layers(network)
+    if not layers:
         raise ValueError(f"The network {network.name!r} has no layer that gives feature maps (N, h, w, C).")
-    return map_layers(network)[-1]
+    return layers[-1]
 
 
 def check_network(network: keras.Model) -> None:
@@ -344,13 +351,17 @@ def _copy_weights(backbone, spec, weights):
 
 def imagenet_file(spec: Spec) -> Path | None:
     """The weights file of that backbone in the folder ``$IMAGENET_WEIGHTS``, or None."""
+    folder = imagenet_folder()
+    file = folder and folder / f"{spec.backbone}_{spec.alpha}_imagenet_no_top.weights.h5"
+    return file if file and file.is_file() else None
+
+
+def imagenet_folder() -> Path | None:
+    """The folder that ``$IMAGENET_WEIGHTS`` names, None if it is not set; FileNotFoundError if there is none."""
     folder = os.environ.get("IMAGENET_WEIGHTS")
-    if not folder:
-        return None
-    if not Path(folder).is_dir():
+    if folder and not Path(folder).is_dir():
         raise FileNotFoundError(f"$IMAGENET_WEIGHTS must name a folder of weights files. Received: {folder}")
-    file = Path(folder) / f"{spec.backbone}_{spec.alpha}_imagenet_no_top.weights.h5"
-    return file if file.is_file() else None
+    return Path(folder) if folder else None
 
 
 @functools.lru_cache(maxsize=8)
