@@ -1,18 +1,18 @@
 """The registry of ImageNet classifiers: names, shapes, weights of keras.applications and of torchvision, errors."""
 
-import functools
 import json
 import sys
 
 import keras
 import numpy as np
 import pytest
-from fixtures import make_torchvision
+from benchmarks import references
 
 from utils import classifiers, gradcam, imaging, networks, torchvision_nets
 from utils.classifiers import NETWORKS
 
 FROM_KERAS = [name for name, entry in NETWORKS.items() if not entry.from_torchvision]
+FROM_TORCHVISION = [name for name in NETWORKS if name not in FROM_KERAS]
 
 
 def all_but_slow(names, slow):
@@ -20,19 +20,6 @@ def all_but_slow(names, slow):
     return pytest.mark.parametrize(
         "name", [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
     )
-
-
-torchvision_network = pytest.mark.parametrize("name", make_torchvision.NETWORKS)
-
-
-@functools.cache
-def torchvision_file():
-    return dict(np.load(make_torchvision.FILE))
-
-
-def torchvision_weights(name):
-    names, shapes = torchvision_file()[f"{name}_names"], torchvision_file()[f"{name}_shapes"]
-    return make_torchvision.state_dict({str(n): tuple(s[s > 0]) for n, s in zip(names, shapes, strict=True)})
 
 
 def write_safetensors(path, tensors):
@@ -118,11 +105,11 @@ def test_vgg_averages_the_logits_of_all_places(rng):
     np.testing.assert_allclose(network(image, training=False), expected, atol=1e-5 * abs(expected).max())
 
 
-@torchvision_network
-def test_logits_are_those_of_torchvision(name, tmp_path):
-    write_safetensors(tmp_path / "w.safetensors", torchvision_weights(name))
+@pytest.mark.parametrize("name", FROM_TORCHVISION)
+def test_weights_of_torchvision_on_images_of_any_size(name, tmp_path):
+    write_safetensors(tmp_path / "w.safetensors", references.state_dict(name))
     network = classifiers.build(name, tmp_path / "w.safetensors", image_size=(None, None))
-    logits, expected = network(make_torchvision.images(), training=False), torchvision_file()[f"{name}_logits"]
+    logits, expected = network(references.images(name), training=False), references.expected()[f"{name}/logits"]
     np.testing.assert_allclose(logits, expected, atol=1e-5 * abs(expected).max())
     network.save_weights(tmp_path / "w.weights.h5")
     again = classifiers.build(name, tmp_path / "w.weights.h5", image_size=64)
@@ -145,7 +132,7 @@ def test_a_network_of_our_layers_is_saved_and_explained(tmp_path, rng):
 
 def test_state_dicts_that_do_not_fit():
     network = classifiers.build("resnet18", image_size=32)
-    state, before = torchvision_weights("resnet18"), network.get_weights()
+    state, before = references.state_dict("resnet18"), network.get_weights()
     state["bn1.num_batches_tracked"] = np.array(7)
     state["fc.weight"] = state["fc.weight"][:10]
     state["head.weight"] = state.pop("layer4.1.conv2.weight")
@@ -184,7 +171,7 @@ def test_imagenet_weights_are_looked_for_in_the_folder_first(tmp_path, monkeypat
         classifiers.build("vgg16", "imagenet")
     with pytest.raises(FileNotFoundError, match="Keras publishes no weights of resnet18"):
         classifiers.build("resnet18", "imagenet")
-    weights = torchvision_weights("resnet18")
+    weights = references.state_dict("resnet18")
     write_safetensors(tmp_path / "resnet18_imagenet.safetensors", weights)
     network = classifiers.build("resnet18", "imagenet", image_size=32)
     np.testing.assert_array_equal(network.get_layer("predictions").bias, weights["fc.bias"])
