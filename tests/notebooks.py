@@ -18,6 +18,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 2_000_000
+WIDGET = "application/vnd.jupyter.widget-view+json"  # names a widget of a kernel that is gone: not stored
 
 # The first code cell of every notebook; OWNER/NAME comes from CITATION.cff.
 SETUP_CELL = """\
@@ -95,6 +96,8 @@ def execute(path: Path) -> None:
     except (CellExecutionError, DeadKernelError, TimeoutError) as error:
         sys.exit(f"{path.name} is left as it was: {error}")
     for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
         if any(output.get("name") == "stderr" for output in cell.get("outputs", [])):
             sys.exit(f"{path.name} is left as it was, a cell writes to stderr:\n{cell.source}\n{cell.outputs}")
     notebook.metadata = {

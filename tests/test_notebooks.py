@@ -72,6 +72,11 @@ def test_stores_no_error_and_no_stderr(code):
         assert output.get("name") != "stderr", output.text
 
 
+def test_stores_no_widget(code):
+    for output in (output for cell in code for output in cell.outputs):
+        assert notebooks.WIDGET not in output.get("data", {}), "its kernel is gone; run `make notebooks`"
+
+
 def test_names_no_absolute_path(cells):
     for cell in cells:
         outputs = [str(part) for output in cell.get("outputs", []) for part in text_parts(output)]
@@ -292,5 +297,24 @@ def test_training_notebook_with_other_settings(change, request):
     for place, source in extra.items():
         notebook.cells.insert(place, nbformat.v4.new_code_cell(source))
     notebook.cells.append(nbformat.v4.new_code_cell("assert accuracy >= 0.97, accuracy"))
+    run_all(notebook, change.get("environment", {}))
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_layerwise_notebook_with_imagenet_networks(imagenet_weights):
+    """Of two networks one has weights; its best class of a picture of a cat is a cat."""
+    notebook = nbformat.read(ROOT / "Layerwise_GradCAM.ipynb", as_version=4)
+    settings = next(cell for cell in notebook.cells if cell.source.startswith("MODEL = "))
+    picture = imagenet_weights.parent / "images" / "cat_720p.jpg"
+    settings.source += f'\nNETWORKS = ("resnet18", "mobilenet_v2")\nMY_IMAGE = {str(picture)!r}'
+    check = 'assert "cat" in class_names["mobilenet_v2"][best["mobilenet_v2"][0]]'
+    notebook.cells.append(nbformat.v4.new_code_cell(check))
+    run_all(notebook, {"FASTER_GRAD_CAM_OFFLINE": "1"})
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "resnet18 is left out: Keras publishes no weights of resnet18" in printed
+
+
+def run_all(notebook, environment):
     client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
-    client.execute(env=os.environ | change.get("environment", {}))
+    client.execute(env=os.environ | environment)

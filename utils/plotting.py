@@ -1,5 +1,11 @@
 """Figures for the notebooks. Every function returns a closed matplotlib Figure: a notebook shows it as its output."""
 
+import base64
+import functools
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,6 +14,7 @@ from sklearn.decomposition import PCA
 
 COLORMAP = "turbo"  # as in utils.heatmap
 COLOURS = plt.get_cmap("tab10").colors
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def image_grid(
@@ -107,6 +114,43 @@ def layer_scores(scores: dict[str, list[float]], layers: list[str], measure: str
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     plt.close(figure)
     return figure
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A slider through figures; where there are no widgets (GitHub, a page of HTML, no ipywidgets) one figure instead.
+
+    As the value of a notebook's cell it gives the front end both, which shows the better one that it can.
+    """
+
+    options: list[str]  # where the slider stops, its text there
+    draw: Callable[[str], Figure]  # of an option; called when the slider comes there for the first time
+    otherwise: Figure
+
+    def box(self):
+        """The widgets: ipywidgets.VBox of slider and picture."""
+        import ipywidgets
+
+        png = functools.cache(lambda option: _png(self.draw(option)))
+        slider = ipywidgets.SelectionSlider(options=self.options, layout={"width": "600px"})
+        picture = ipywidgets.Image(value=png(slider.value), format="png")
+        slider.observe(lambda change: setattr(picture, "value", png(change["new"])), "value")
+        return ipywidgets.VBox([slider, picture])
+
+    def _repr_mimebundle_(self, **_) -> dict:
+        png = base64.b64encode(_png(self.otherwise)).decode()
+        bundle = {"text/plain": f"<Slider with {len(self.options)} stops>", "image/png": png}
+        try:
+            box = self.box()
+        except ImportError:
+            return bundle
+        return bundle | {WIDGET: {"version_major": 2, "version_minor": 0, "model_id": box.model_id}}
+
+
+def _png(figure):
+    file = io.BytesIO()
+    figure.savefig(file, format="png", bbox_inches="tight")
+    return file.getvalue()
 
 
 def benchmark_bars(result: dict) -> Figure:
