@@ -1,9 +1,15 @@
-"""Measures that ask the network, with toy networks whose scores can be computed by hand."""
+"""Measures that ask the network, with toy networks whose scores can be computed by hand, and beside other packages."""
 
 import numpy as np
 import pytest
+from benchmarks import road
 
 from utils import faithfulness
+
+MEASURES = (
+    faithfulness.keep_and_delete, faithfulness.insertion_auc, faithfulness.deletion_auc, faithfulness.road,
+    faithfulness.drop_and_increase,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -30,13 +36,130 @@ def test_keep_and_delete():
     # One bright pixel in a black image; the class is "the brightest pixel is white".
     images = np.zeros((3, 8, 8, 3), np.uint8)
     images[:, 2, 5] = 255
-    peak = lambda batch: np.stack([batch.max(axis=(1, 2, 3)) == 255, batch.max(axis=(1, 2, 3)) < 255], axis=1)  # noqa: E731
+
+    def peak(batch):
+        is_white = (batch == 255).any(axis=(1, 2, 3))
+        return np.stack([is_white, ~is_white], axis=1)
+
     right, wrong = np.zeros((2, 8, 8))
     right[2, 5], wrong[6, 1] = 1, 1
     heat = np.stack([right, wrong, np.zeros((8, 8))])
     keep, delete = faithfulness.keep_and_delete(peak, images, heat, np.zeros(3, int), share=0.1)
     np.testing.assert_array_equal(keep, [1, 0, 0])
     np.testing.assert_array_equal(delete, [0, 1, 1])  # a flat map takes nothing away
+
+
+def test_deletion_auc():
+    # 200 in all: hottest first leaves 100, 40, 0, 0; coldest first 200, 160, 100, 0.
+    images = np.array([[[100, 60], [40, 0]]] * 3, np.uint8)[..., None].repeat(3, axis=3)
+    heat = np.array([[[1.0, 0.6], [0.4, 0.0]], [[0.0, 0.4], [0.6, 1.0]], np.zeros((2, 2))])
+
+    def total(batch):
+        return batch[..., 0].astype(float).sum(axis=(1, 2))[:, None]
+
+    areas = faithfulness.deletion_auc(total, images, heat, np.zeros(3, int), n_steps=4)
+    np.testing.assert_allclose(areas, [(200 / 2 + 100 + 40) / 4, (200 / 2 + 200 + 160 + 100) / 4, 200 / 2])
+
+
+def test_insertion_auc():
+    # A white pixel far from the border; the score is its value. It comes back in the first of two steps, or the last.
+    images = np.zeros((3, 16, 16, 3), np.float32)
+    images[:, 8, 8] = 255
+    heat = np.zeros((3, 16, 16))
+    heat[0, 8, 8] = 1
+    heat[1] = 1 - heat[0]
+    start = 255 / np.exp(-(np.arange(-5, 6) ** 2) / 50).sum() ** 2
+
+    def value(batch):
+        return batch[:, 8, 8, :1]
+
+    areas = faithfulness.insertion_auc(value, images, heat, np.zeros(3, int), n_steps=2)
+    early, late, flat = start / 4 + 255 * 3 / 4, start * 3 / 4 + 255 / 4, (start + 255) / 2
+    np.testing.assert_allclose(areas, [early, late, flat], rtol=1e-5)
+
+
+def test_impute_by_hand():
+    # One pixel in the middle of a 3 x 3 image: four direct neighbours of weight 1/6, four diagonal ones of 1/12.
+    image = np.array([[0, 6, 0], [12, 99, 18], [24, 0, 36]])[..., None].repeat(3, axis=2)
+    removed = np.zeros((3, 3), bool)
+    removed[1, 1] = True
+    filled = faithfulness.impute(image, removed)
+    np.testing.assert_allclose(filled[1, 1], (6 + 12 + 18 + 0) / 6 + (24 + 36) / 12)
+    np.testing.assert_array_equal(filled[~removed], image[~removed])
+    # In the corner there are three neighbours, of weight 1/6, 1/6 and 1/12: 2/5, 2/5 and 1/5.
+    corner = faithfulness.impute(image, np.eye(3, dtype=bool) & (np.arange(3) == 0))
+    np.testing.assert_allclose(corner[0, 0], (6 + 12) * 2 / 5 + 99 / 5)
+    # What depends on one known pixel alone takes its value.
+    row = faithfulness.impute(np.full((1, 4, 3), 6), np.array([[False, True, True, True]]))
+    np.testing.assert_allclose(row, 6)
+    with pytest.raises(ValueError, match="At least one pixel"):
+        faithfulness.impute(image, np.ones((3, 3), bool))
+
+
+def test_impute_continues_a_ramp():
+    ramp = np.arange(9.0)[None, :, None].repeat(9, axis=0).repeat(3, axis=2)
+    removed = np.zeros((9, 9), bool)
+    removed[2:7, 2:7] = True
+    np.testing.assert_allclose(faithfulness.impute(ramp, removed), ramp)
+
+
+def test_impute_is_that_of_pytorch_grad_cam():
+    image = road.material()[0][0]
+    for removed, expected in zip(road.removed(), road.expected()["imputed"], strict=True):
+        np.testing.assert_allclose(faithfulness.impute(image, removed), expected, atol=1e-4)
+
+
+def test_road_is_that_of_pytorch_grad_cam():
+    expected = road.expected()["road"]
+    silent = faithfulness.road(road.predict, *road.material(), road.PERCENTILES, noise=0)
+    np.testing.assert_allclose(silent, expected, atol=1e-6)
+    noisy = faithfulness.road(road.predict, *road.material(), road.PERCENTILES)
+    np.testing.assert_allclose(noisy, expected, atol=0.02)
+    assert not np.array_equal(noisy, silent)
+    np.testing.assert_array_equal(faithfulness.road(road.predict, *road.material(), road.PERCENTILES), noisy)
+
+
+@pytest.mark.parametrize("mode", ["insertion", "deletion"])
+def test_auc_is_that_of_rise_written_out(mode):
+    measure = getattr(faithfulness, f"{mode}_auc")
+    areas = measure(road.predict, *road.material(), n_steps=road.N_STEPS)
+    np.testing.assert_allclose(areas, road.expected()[mode], atol=1e-6)
+
+
+def test_road_by_hand(halves):
+    # Half of the pixels is removed. Without the dark half all becomes bright, without the bright half all dark.
+    ids, half = np.array([0, 1]), {"percentiles": (50,), "noise": 0}
+    right = faithfulness.road(brighter_side, halves, half_maps(True, False), ids, **half)
+    np.testing.assert_allclose(right, 200 / 255 / 2)
+    wrong = faithfulness.road(brighter_side, halves, half_maps(False, True), ids, **half)
+    np.testing.assert_allclose(wrong, -right)
+    assert (faithfulness.road(brighter_side, halves, np.zeros((2, 4, 4)), ids) == 0).all()
+    for percentiles in ((), (0, 50), (50, 100)):
+        with pytest.raises(ValueError, match="Percentiles"):
+            faithfulness.road(brighter_side, halves, half_maps(True, False), ids, percentiles)
+
+
+def test_drop_and_increase(halves):
+    heat = np.stack([half_maps(True)[0], half_maps(True)[0] / 4])
+    drop, increase = faithfulness.drop_and_increase(brighter_side, halves, heat, np.array([0, 1]))
+    np.testing.assert_allclose(drop, [0, 1])
+    np.testing.assert_array_equal(increase, [0, 0])
+
+    def darkness(batch):
+        return 1 - brighter_side(batch)
+
+    drop, increase = faithfulness.drop_and_increase(darkness, halves, np.full((2, 4, 4), 0.5), np.array([0, 0]))
+    np.testing.assert_allclose(drop, 0)
+    np.testing.assert_array_equal(increase, [1, 0])
+    # A class that is 0 already cannot drop.
+    assert np.isnan(faithfulness.drop_and_increase(brighter_side, halves, heat, np.array([1, 0]))[0]).all()
+
+
+@pytest.mark.parametrize("measure", [faithfulness.insertion_auc, faithfulness.road])
+def test_the_inverse_map_is_worse(measure, halves):
+    ids, heat = np.array([0, 1]), half_maps(True, False)
+    right, flat, wrong = (measure(brighter_side, halves, maps, ids) for maps in (heat, 0 * heat, 1 - heat))
+    assert (right > flat).all() and (flat > wrong).all()
 
 
 def test_predict_is_asked_in_batches_of_the_images_own_dtype(halves):
@@ -65,9 +188,6 @@ def test_probabilities_are_the_softmax_of_scaled_cosines():
     np.testing.assert_allclose(faithfulness.probabilities(Explainer())(None), [[share, 1 - share]], rtol=1e-6)
 
 
-MEASURES = (faithfulness.keep_and_delete,)
-
-
 @pytest.mark.parametrize("measure", MEASURES)
 def test_bad_input_is_named(measure, halves):
     heat, ids = half_maps(True, False), np.array([0, 1])
@@ -79,3 +199,8 @@ def test_bad_input_is_named(measure, halves):
         measure(brighter_side, halves, heat * np.nan, ids)
     with pytest.raises(ValueError, match="predict must return"):
         measure(lambda images: images.mean(axis=(1, 2, 3)), halves, heat, ids)
+
+
+def test_no_steps(halves):
+    with pytest.raises(ValueError, match="at least one step"):
+        faithfulness.deletion_auc(brighter_side, halves, half_maps(True, False), np.array([0, 1]), n_steps=0)

@@ -117,7 +117,7 @@ def top_iou(heatmaps: np.ndarray, others: np.ndarray, share: float = 0.2) -> np.
     heatmaps, others = _check_pairs(heatmaps, others)
     a, b = hottest(heatmaps, share), hottest(others, share)
     union = np.maximum((a | b).sum(axis=(1, 2)), 1)
-    return np.where(_is_flat(heatmaps) | _is_flat(others), np.nan, (a & b).sum(axis=(1, 2)) / union)
+    return np.where(is_flat(heatmaps) | is_flat(others), np.nan, (a & b).sum(axis=(1, 2)) / union)
 
 
 def hottest(heatmaps: np.ndarray, share: float) -> np.ndarray:
@@ -128,7 +128,7 @@ def hottest(heatmaps: np.ndarray, share: float) -> np.ndarray:
     if not 0 < share <= 1:
         raise ValueError(f"The share of pixels must lie in (0, 1]. Received: {share}")
     heatmaps = check_heatmaps(heatmaps)
-    return (ranks(heatmaps) < max(1, round(share * heatmaps[0].size))) & ~_is_flat(heatmaps)[:, None, None]
+    return (ranks(heatmaps) < max(1, round(share * heatmaps[0].size))) & ~is_flat(heatmaps)[:, None, None]
 
 
 def ranks(heatmaps: np.ndarray) -> np.ndarray:
@@ -148,6 +148,11 @@ def ranks(heatmaps: np.ndarray) -> np.ndarray:
         order = np.lexsort((shuffled, -near.ravel().round(9), -heat.ravel()))  # rounding errors are no order
         place[order] = np.arange(height * width)
     return places.reshape(heatmaps.shape)
+
+
+def is_flat(heatmaps: np.ndarray) -> np.ndarray:
+    """Whether each map has one value everywhere, such as zero: bool (N,)."""
+    return heatmaps.min(axis=(1, 2)) == heatmaps.max(axis=(1, 2))
 
 
 def centre_gaussian(height: int, width: int) -> np.ndarray:
@@ -185,10 +190,6 @@ def _check_pairs(heatmaps, others):
     if heatmaps.shape != others.shape:
         raise ValueError(f"Expected two sets of maps of one shape. Received: {heatmaps.shape} and {others.shape}")
     return heatmaps, others
-
-
-def _is_flat(heatmaps):
-    return heatmaps.min(axis=(1, 2)) == heatmaps.max(axis=(1, 2))
 
 
 def _box_ious(heatmaps, masks):

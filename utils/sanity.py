@@ -1,0 +1,67 @@
+"""Sanity checks for saliency maps (arXiv 1810.03292): a network that forgets what it learned must be explained anew."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+
+from utils import heatmap, imaging, metrics, networks
+from utils.faster_gradcam import FasterGradCAM
+
+
+def cascade(
+    network: keras.Model, layers: Sequence[str] | None, explain: Callable[[keras.Model], np.ndarray], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """How similar maps remain while the network forgets: all its layers are shuffled, one by one, from the top down.
+
+    Within each of its arrays a layer's weights change places, so their distribution stays. Values near 1 mean that
+    the map does not depend on the layers shuffled so far.
+
+    Args:
+        network: functional or Sequential; a copy is shuffled.
+        layers: after which of them the maps are compared, "outer/inner" in nested models; None: after each.
+        explain: network → maps float (N, H, W), such as
+            ``functools.partial(gradcam.explain, images=images, layer=layer, targets=labels)``, or `stored_weights`.
+        seed: of the shuffling.
+
+    Returns:
+        {layer: float (N,)}, from the top down: Spearman's rank correlation of the maps of the untouched network with
+        those after all layers down to this one were shuffled; NaN where a map is constant.
+
+    Raises:
+        ValueError: a layer is not there or has no weights.
+    """
+    copy, rng = keras.models.clone_model(network), np.random.default_rng(seed)
+    copy.set_weights(network.get_weights())
+    by_name = {name: call.operation for name, call in networks.rehearse(copy)[1].items()}
+    weighted = [name for name, layer in by_name.items() if getattr(layer, "weights", None) and "#" not in name]
+    layers = weighted if layers is None else layers
+    if unknown := [name for name in layers if name not in weighted]:
+        raise ValueError(f"No layer of that name has weights; choose of {weighted}. Received: {unknown}")
+    before, agreement = explain(network), {}
+    for name in reversed(weighted):
+        weights = [rng.permutation(array.ravel()).reshape(array.shape) for array in by_name[name].get_weights()]
+        by_name[name].set_weights(weights)
+        if name in layers:
+            agreement[name] = metrics.spearman(before, explain(copy))
+    return agreement
+
+
+def stored_weights(faster: FasterGradCAM, images: np.ndarray) -> Callable[[keras.Model], np.ndarray]:
+    """``explain`` for `cascade` of ``faster.network``: the stored channel weights meet another network's feature maps.
+
+    Each image keeps its cluster, so that a map changes only because the feature maps do: with these weights the map
+    is bound to the network it was fitted on. Layers above the feature maps take no part.
+
+    Args:
+        images: uint8 RGB (N, H, W, 3), any size.
+    """
+    clusters = faster.explain(images).clusters
+    weights = np.where(clusters[:, None] < 0, 0, faster.channel_weights[clusters])  # none: a map of zeros
+    resized = imaging.resize(images, *faster.image_size)
+
+    def explain(network):
+        maps = networks.forward(network, resized)[0]
+        return heatmap.finish(np.einsum("nhwc,nc->nhw", maps, weights), *images.shape[1:3])
+
+    return explain
