@@ -92,6 +92,7 @@ def test_impute_by_hand():
     # What depends on one known pixel alone takes its value.
     row = faithfulness.impute(np.full((1, 4, 3), 6), np.array([[False, True, True, True]]))
     np.testing.assert_allclose(row, 6)
+    np.testing.assert_array_equal(faithfulness.impute(image, np.zeros((3, 3), bool)), image)
     with pytest.raises(ValueError, match="At least one pixel"):
         faithfulness.impute(image, np.ones((3, 3), bool))
 

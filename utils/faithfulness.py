@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from scipy import sparse
 from scipy.integrate import trapezoid
-from scipy.sparse.linalg import splu
+from scipy.linalg import solveh_banded
 
 from utils import metrics
 
@@ -145,7 +145,7 @@ def impute(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     """Linear imputation (arXiv 2202.00449): each removed pixel becomes the weighted mean of its eight neighbours.
 
     Direct neighbours weigh 1/6, diagonal ones 1/12; neighbours outside of the image are left out. Removed pixels
-    depend on each other: a sparse linear system is solved.
+    depend on each other: a sparse linear system, banded here, is solved.
 
     Args:
         image: (H, W, 3).
@@ -157,11 +157,13 @@ def impute(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     pixels, gone = image.reshape(removed.size, -1).astype(np.float64), removed.ravel()
     if gone.all():
         raise ValueError("At least one pixel must stay, so that the others can be imputed.")
-    weights = _neighbour_weights(*removed.shape)
-    rows = weights[gone]
-    system = sparse.diags_array(rows.sum(axis=1)) - rows[:, gone]  # symmetric, positive definite
-    factors = splu(system.tocsc(), "MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
-    pixels[gone] = factors.solve(rows[:, ~gone] @ pixels[~gone])
+    if gone.any():
+        rows = _neighbour_weights(*removed.shape)[gone]
+        system = sparse.diags_array(rows.sum(axis=1)) - rows[:, gone]  # symmetric, positive definite
+        row, column, values = sparse.find(sparse.tril(system))
+        bands = np.zeros(((row - column).max() + 1, gone.sum()))
+        bands[row - column, column] = values
+        pixels[gone] = solveh_banded(bands, rows[:, ~gone] @ pixels[~gone], lower=True)
     return pixels.reshape(image.shape)
 
 
