@@ -36,6 +36,10 @@ def test_overlay_mixes_image_and_colours():
     np.testing.assert_array_equal(heatmap.overlay(image, np.ones((2, 2), np.float32), opacity=0.0), image)
 
 
+def test_grey_rounds():
+    assert heatmap.grey(np.array([[0.0, 0.5, 0.998, 1.0]])).tolist() == [[0, 128, 254, 255]]
+
+
 def test_box_surrounds_the_largest_hot_region():
     heat = np.zeros((8, 10), np.float32)
     heat[0, 0] = 1.0  # hottest, but small

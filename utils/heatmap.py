@@ -18,9 +18,14 @@ def finish(raw_maps: np.ndarray, height: int, width: int) -> np.ndarray:
     return imaging.resize(positive / np.maximum(peak, 1e-12), height, width)
 
 
+def grey(heatmap: np.ndarray) -> np.ndarray:
+    """The heat map as a grey picture, uint8 (H, W)."""
+    return np.round(heatmap * 255).astype(np.uint8)
+
+
 def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Lay the coloured heat map (H, W) over the image: uint8 RGB (H, W, 3)."""
-    colours = cv2.applyColorMap(np.round(heatmap * 255).astype(np.uint8), COLORMAP)[..., ::-1]
+    colours = cv2.applyColorMap(grey(heatmap), COLORMAP)[..., ::-1]
     return cv2.addWeighted(image, 1 - opacity, np.ascontiguousarray(colours), opacity, 0)
 
 
