@@ -108,6 +108,27 @@ def test_a_relu_out_of_reach_is_refused():
         gradcam.guided_backprop(dense_network("relu", (Block(),)), image(1, 2, 3))
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_flat_black_white_and_noise_images_give_finite_gradients(policy, rng):
+    flat = np.repeat(np.array([128, 0, 255]), 8 * 8 * 3).reshape(3, 8, 8, 3)
+    images = np.concatenate([flat, rng.integers(0, 256, (1, 8, 8, 3))]).astype(np.uint8)
+    keras.config.set_dtype_policy(policy)
+    try:
+        network = conv_network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for gradients in (gradcam.guided_backprop(network, images), gradcam.guided_gradcam(network, images)):
+        assert gradients.shape == images.shape and gradients.dtype == np.float32 and np.isfinite(gradients).all()
+
+
+def test_one_trace_whatever_the_batch_size(rng, monkeypatch):
+    network, traced, twin = conv_network(), [], guided.twin
+    monkeypatch.setattr(guided, "twin", lambda layer: traced.append(layer.name) or twin(layer))
+    for n in (1, 5, 2, 35):
+        gradcam.guided_backprop(network, rng.random((n, 8, 8, 3)))
+    assert traced.count("first") == 1
+
+
 def conv_network(nested=False):
     keras.utils.set_random_seed(3)
     x = inputs = keras.Input((8, 8, 3))
