@@ -14,9 +14,9 @@ NAMES = ("cat", "great white shark", "tabby, tabby cat")
 SIZE = 16
 
 
-def build(activation):
+def build(activation, size=SIZE):
     keras.utils.set_random_seed(0)
-    x = inputs = keras.Input((SIZE, SIZE, 3))
+    x = inputs = keras.Input((size, size, 3))
     x = keras.layers.Conv2D(4, 3, strides=2, activation=activation, name="early")(x)
     x = keras.layers.Conv2D(6, 3, activation=activation, name="late")(x)
     x = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
@@ -86,9 +86,56 @@ def test_unreadable_files_are_named(network, files, tmp_path):
     broken = (tmp_path / "photos" / "c.png", "c")
     manifest = explain.explain_files([*files, broken], network, NAMES, tmp_path / "out", report=str)
     assert len(manifest["images"]) == 2 and "c.png" in manifest["skipped"][0]
-    with pytest.raises(ValueError, match="Not one image can be read"):
+    with pytest.raises(ValueError, match="Not one image can be explained"):
         explain.explain_files([broken], network, NAMES, tmp_path / "nothing", report=str)
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.fixture(scope="module")
+def any_size():
+    return build("relu", size=None)
+
+
+def softmax_of(network, image, height, width):
+    logits = networks.forward(network, imaging.resize(image[None], height, width))[0].astype(np.float64)
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+@pytest.mark.parametrize("shape, size", [((20, 30), (16, 24)), ((30, 20), (24, 16)), ((8, 31), (16, 62))])
+def test_the_aspect_is_kept_and_the_smallest_side_is_the_networks(any_size, shape, size, tmp_path, rng):
+    image = rng.integers(0, 8, (*shape, 3)).astype(np.uint8)  # dark: no class takes all
+    imaging.write_image(tmp_path / "a.png", image)
+    manifest = explain.explain_files(
+        [(tmp_path / "a.png", "a")], any_size, NAMES, tmp_path / "out", smallest_side=SIZE, top_n=3, report=str
+    )
+    assert manifest["smallest_side"] == SIZE
+    found = sorted(manifest["images"][0]["classes"], key=lambda entry: entry["id"])
+    shares = np.array([entry["probability"] for entry in found])
+    np.testing.assert_allclose(shares, softmax_of(any_size, image, *size), atol=1e-5)
+    assert abs(shares - softmax_of(any_size, image, SIZE, SIZE)).max() > 1e-4
+    for name in [manifest["images"][0]["guided_bprop"], *found[0]["files"].values()]:
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.size == shape[::-1]
+
+
+def test_of_a_square_image_the_aspect_is_kept_anyway(network, any_size, tmp_path, rng):
+    imaging.write_image(tmp_path / "a.png", rng.integers(0, 255, (25, 25, 3)).astype(np.uint8))
+    plain, kept = (
+        explain.explain_files([(tmp_path / "a.png", "a")], n, NAMES, tmp_path / n.name, smallest_side=side, report=str)
+        for n, side in ((network, None), (any_size, SIZE))
+    )
+    assert plain["images"] == kept["images"]
+    for name in plain["images"][0]["classes"][0]["files"].values():
+        pictures = [imaging.read_image(tmp_path / n.name / name).astype(int) for n in (network, any_size)]
+        assert abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_an_image_like_a_line_is_skipped_where_the_aspect_is_kept(any_size, files, tmp_path):
+    imaging.write_image(tmp_path / "line.png", np.zeros((1, 5000, 3), np.uint8))
+    line = (tmp_path / "line.png", "line")
+    manifest = explain.explain_files([*files, line], any_size, NAMES, tmp_path / "out", smallest_side=SIZE, report=str)
+    assert len(manifest["images"]) == 2
+    assert re.fullmatch(r"Cannot keep the aspect of .*line\.png: 5000x1 is longer than 4 to 1\.", *manifest["skipped"])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +145,7 @@ def test_unreadable_files_are_named(network, files, tmp_path):
         ({"layers": ["none"]}, "choose one of"),
         ({"class_ids": [3]}, "must lie in 0..2"),
         ({"top_n": 0}, "top_n must be at least 1"),
+        ({"smallest_side": SIZE}, "smallest_side needs a network for any size"),
     ],
 )
 def test_bad_settings(network, files, tmp_path, settings, sentence):

@@ -114,6 +114,20 @@ def test_unreadable_images_are_skipped_counted_and_named(model, photos, tmp_path
     assert main(["explain", str(tmp_path / "empty.jpg"), *arguments]) == 2
 
 
+@pytest.mark.parametrize("name", ["shufflenet_v2", pytest.param("vgg16", marks=pytest.mark.slow)])
+def test_a_classifier_keeps_the_aspect(name, tmp_path, capsys, rng):
+    imaging.write_image(tmp_path / "a.png", rng.integers(0, 255, (28, 40, 3)).astype(np.uint8))
+    imaging.write_image(tmp_path / "line.png", np.zeros((5000, 1, 3), np.uint8))
+    arguments = ["explain", str(tmp_path), "--network", name, "--weights", "none", "--keep-aspect"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert "skipped 1 of 2: Cannot keep the aspect of" in capsys.readouterr().err
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["network"] == name and manifest["smallest_side"] == 224
+    for file in manifest["images"][0]["classes"][0]["files"].values():
+        with Image.open(tmp_path / "out" / file) as picture:
+            assert picture.size == (40, 28)
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -124,6 +138,8 @@ def test_unreadable_images_are_skipped_counted_and_named(model, photos, tmp_path
         (["train", *SYNTHETIC, "--out", "m", *TINY, "--variety", "2"], "variety must lie in"),
         (["explain", "nowhere.jpg", "--out", "o"], "no file nowhere.jpg"),
         (["explain", ".", "--out", "o"], "no image file in"),
+        (["explain", ".", "--out", "o", "--keep-aspect"], "--keep-aspect needs --network"),
+        (["explain", ".", "--out", "o", "--keep-aspect", "--model", "m", "--top-n", "2"], "--keep-aspect needs"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, capsys, monkeypatch):

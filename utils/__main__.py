@@ -68,6 +68,7 @@ def _parser():
     source.add_argument("--network", metavar="NAME", help="vgg16, resnet18, ...: a classifier of ImageNet's classes")
     explain.add_argument("--weights", default="imagenet", help="of --network: imagenet, none (random), or a file")
     explain.add_argument("--method", help="gradcam, gradcam++, ...; default: of a model, no gradient; else gradcam")
+    explain.add_argument("--keep-aspect", action="store_true", help="with --network: do not squash images to a square")
     layers = explain.add_mutually_exclusive_group()
     layers.add_argument("--layer", nargs="+", help="layers of the heat maps; an unknown name lists them")
     layers.add_argument("--all-layers", action="store_true", help="every layer that gives maps")
@@ -172,6 +173,8 @@ def _print_progress(entry):
 
 
 def _explain(options) -> int:
+    if options.keep_aspect and not options.network:
+        raise ValueError("--keep-aspect needs --network: a model of this project takes images of one size.")
     wishes = (options.network, options.method, options.layer, options.class_id, options.top_n)
     exact = options.all_layers or any(wish is not None for wish in wishes)
     return _explain_with_gradients(options) if exact else _explain_faster(options)
@@ -186,16 +189,18 @@ def _explain_with_gradients(options) -> int:
 
     files = imaging.image_files(options.images)
     if options.network:
-        network = classifiers.build(options.network, None if options.weights == "none" else options.weights)
+        size = (None, None) if options.keep_aspect else None
+        network = classifiers.build(options.network, None if options.weights == "none" else options.weights, size)
         class_names, default = classifiers.class_names(), networks.default_layer(network)
     else:
         faster = FasterGradCAM.load(options.model)
         network, class_names, default = faster.classifier(), faster.class_names, faster.meta["layer"]
     layers = networks.map_layers(network) if options.all_layers else options.layer or [default]
+    smallest_side = classifiers.NETWORKS[options.network].image_size if options.keep_aspect else None
     manifest = explain.explain_files(
         tqdm(files, "explaining", leave=False, delay=2, disable=None), network, class_names, options.out,
         options.method or "gradcam", layers, options.class_id, 1 if options.top_n is None else options.top_n,
-        tqdm.write,
+        smallest_side, tqdm.write,
     )  # fmt: skip
     _report_skipped(manifest["skipped"], len(files))
     return 0
@@ -219,7 +224,7 @@ def _explain_faster(options) -> int:
             continue
         result = faster.explain(image)
         heat = result.heatmaps[0]
-        imaging.write_image(options.out / f"{name}_heatmap.png", (heat * 255).round().astype("uint8"))
+        imaging.write_image(options.out / f"{name}_heatmap.png", heatmap.grey(heat))
         imaging.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))
         box = heatmap.box(heat)
         tqdm.write(f"{path}\t{result.names[0]}\t{result.scores.max():.3f}\t{box or 'no box'}")

@@ -12,6 +12,7 @@ import numpy as np
 from utils import arcface, gradcam, heatmap, imaging, networks, repro
 
 MANIFEST = "manifest.json"
+LONGEST = 4  # times as long as the smallest side may the other be; Score-CAM of VGG then takes 6.5 GB
 
 
 def explain_files(
@@ -23,6 +24,7 @@ def explain_files(
     layers: Sequence[str] = (),
     class_ids: Sequence[int] | None = None,
     top_n: int = 1,
+    smallest_side: int | None = None,
     report: Callable[[str], None] = print,
 ) -> dict:
     """Explain the best classes of each image, or the ones asked for, and write what there is to see.
@@ -40,60 +42,81 @@ def explain_files(
         method: one of `gradcam.METHODS`.
         layers: names of the layers that give the maps; empty: `networks.default_layer`.
         class_ids: classes to explain; None: the ``top_n`` best of each image.
+        smallest_side: for networks that take any size: images keep their aspect and are resized until their smallest
+            side has that many pixels; those of more than `LONGEST` to 1 are skipped. None: resized to the network's
+            own size.
         report: called with a line for each class: file, rank, id, name and probability.
 
     Returns:
         The manifest.
 
     Raises:
-        ValueError: unknown method, layer or class id, or not one image can be read.
+        ValueError: unknown method, layer or class id, or not one image can be explained.
     """
     names = list(layers) or [networks.default_layer(network)]
     networks.check_layers(network, names)
     if top_n < 1:
         raise ValueError(f"top_n must be at least 1. Received: {top_n!r}")
+    if smallest_side and any(network.inputs[0].shape[1:3]):
+        raise ValueError(f"smallest_side needs a network for any size. Received: images {network.inputs[0].shape}")
     outside = [k for k in class_ids or () if not 0 <= k < len(class_names)]
     if outside:
         raise ValueError(f"Class ids must lie in 0..{len(class_names) - 1}. Received: {outside}")
     if method not in gradcam.METHODS:
         raise ValueError(f"Unknown method; choose one of {gradcam.METHODS}. Received: {method!r}")
     manifest = {"network": network.name, "method": method, "layers": names, "versions": repro.versions()}
-    manifest |= {"images": [], "skipped": []}
+    manifest |= {"smallest_side": smallest_side, "images": [], "skipped": []}
     for path, base in files:
         try:
             image = imaging.read_image(path)
+            seen = _as_seen(path, image, network, smallest_side)
         except (ValueError, FileNotFoundError) as error:
             manifest["skipped"].append(str(error))
             continue
-        entry = _explain_image(image, base, network, class_names, out, method, names, class_ids, top_n)
+        entry = _explain_image(image, seen, base, network, class_names, out, method, names, class_ids, top_n)
         manifest["images"].append({"file": path.name} | entry)
         for found in entry["classes"]:
             report(f"{path}\t{found['rank']}\t{found['id']}\t{found['name']}\t{found['probability']:.3f}")
     if not manifest["images"]:
-        raise ValueError(f"Not one image can be read: {' '.join(manifest['skipped'][:5])}")
+        raise ValueError(f"Not one image can be explained: {' '.join(manifest['skipped'][:5])}")
     draft = out / f".{MANIFEST}.part"
     draft.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     os.replace(draft, out / MANIFEST)
     return manifest
 
 
-def probabilities(network: keras.Model, image: np.ndarray) -> np.ndarray:
+def _as_seen(path, image, network, smallest_side):
+    """The image (H, W, 3) as the network sees it: (1, height, width, 3)."""
+    given = image.shape[:2]
+    if smallest_side and max(given) > LONGEST * min(given):
+        raise ValueError(f"Cannot keep the aspect of {path}: {given[1]}x{given[0]} is longer than {LONGEST} to 1.")
+    if smallest_side:
+        size = (round(side * smallest_side / min(given)) for side in given)
+    else:
+        size = (side or own for side, own in zip(network.inputs[0].shape[1:3], given, strict=True))
+    return imaging.resize(image[None], *size)
+
+
+def _probabilities(network, images):
     """Of each class, float (K,): softmax of the logits; for embedding networks the cosine scores as they are."""
-    height, width, _ = (side or given for side, given in zip(network.inputs[0].shape[1:], image.shape, strict=True))
-    scores = networks.forward(network, imaging.resize(image[None], height, width))[0].astype(np.float64)
+    scores = networks.forward(network, images)[0].astype(np.float64)
     if isinstance(network.layers[-1], arcface.ArcFace):
         return scores
     shares = np.exp(scores - scores.max())
     return shares / shares.sum()
 
 
-def _explain_image(image, base, network, class_names, out, method, layers, class_ids, top_n):
-    """Write the pictures of one image; returns its part of the manifest."""
-    shares = probabilities(network, image)
+def _explain_image(image, seen, base, network, class_names, out, method, layers, class_ids, top_n):
+    """Write the pictures of one image, of which the network sees ``seen``; returns its part of the manifest."""
+
+    def guided_backprop(k):
+        return imaging.resize(gradcam.guided_backprop(network, seen, k), *image.shape[:2])[0]
+
+    shares = _probabilities(network, seen)
     ranked = [int(k) for k in np.argsort(-shares, kind="stable")]
     entry = {"classes": [], "guided_bprop": None}
     try:
-        best_guided = gradcam.guided_backprop(network, image, ranked[0])[0]
+        best_guided = guided_backprop(ranked[0])
         entry["guided_bprop"] = f"{base}_guided_bprop.png"
         imaging.write_image(out / entry["guided_bprop"], _relief(best_guided))
     except ValueError as error:  # a network without ReLU has no guided backpropagation
@@ -101,14 +124,15 @@ def _explain_image(image, base, network, class_names, out, method, layers, class
     for k in class_ids or ranked[:top_n]:
         rank = 1 + ranked.index(k)
         stem = f"{base}_{rank}_{k}_{_file_part(class_names[k])}_{shares[k]:.3f}"
-        maps = gradcam.explain_layers(network, image, layers, k, method)
+        maps = gradcam.explain_layers(network, seen, layers, k, method)
         guided = None
         if entry["guided_bprop"]:
-            guided = best_guided if k == ranked[0] else gradcam.guided_backprop(network, image, k)[0]
+            guided = best_guided if k == ranked[0] else guided_backprop(k)
         pictures = {}
-        for layer, heat in ((layer, maps[layer][0]) for layer in layers):
+        for layer in layers:
+            heat = imaging.resize(maps[layer], *image.shape[:2])[0]
             kinds = {
-                method: heatmap.overlay(image, heat), "heatmap": np.round(heat * 255).astype(np.uint8),
+                method: heatmap.overlay(image, heat), "heatmap": heatmap.grey(heat),
                 "segmented": heatmap.segment(image, heat),
             }  # fmt: skip
             if guided is not None:  # Guided Grad-CAM is the product (arXiv 1610.02391, section 3.2)
