@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils import augment
+from utils import augment, data
 
 
 @pytest.fixture
@@ -20,25 +20,46 @@ def test_without_strength_an_image_is_at_most_mirrored(hand, rng):
     assert seen == {image.astype(np.float32).tobytes(), image[:, ::-1].astype(np.float32).tobytes()}
 
 
-def test_at_full_strength_nothing_of_the_old_background_is_left(hand, rng):
+def test_at_full_strength_nothing_of_the_old_background_is_left(hand, rng, monkeypatch):
+    monkeypatch.setattr(augment, "SAME_BLURRED", 0)
+    monkeypatch.setattr(augment, "CAMERA", 0)
     image, mask = hand
     image[~mask], image[mask] = (255, 0, 0), (0, 255, 0)
     blue = np.full((1, 40, 40, 3), (0, 0, 255), np.uint8)
     for _ in range(20):
         result = augment.augment(image, mask, blue, rng)
         assert result.dtype == np.float32 and result.min() >= 0 and result.max() <= 255
-        red = result[..., 0] > 150  # at the hand's edge, where pixels are mixed
-        assert red.sum() < 0.05 * red.size and (result[..., 2] > 100).sum() > 0.3 * red.size
+        red = result[..., 0] > result[..., 1:].max(axis=-1) + 50  # at the hand's edge, where pixels are mixed
+        assert red.sum() < 0.05 * red.size and (result[..., 2] > 100).sum() > 0.05 * red.size
 
 
-def test_an_image_without_a_mask_keeps_its_background(hand, rng):
+def test_an_image_without_a_mask_keeps_its_background(hand, rng, monkeypatch):
     image = np.full((40, 40, 3), 100, np.uint8)
     blue = np.full((1, 40, 40, 3), (0, 0, 255), np.uint8)
+    monkeypatch.setattr(augment, "CAMERA", 0)
     result = augment.augment(image, None, blue, rng)
     assert np.ptp(result, axis=(0, 1)).max() == 0 and result.mean() > 40
 
 
-def test_an_empty_mask_gives_a_background(hand, rng):
+def test_now_and_then_the_background_is_the_blurred_picture_itself(hand, rng, monkeypatch):
+    monkeypatch.setattr(augment, "SAME_BLURRED", 1)
+    image, mask = hand
+    image[~mask], image[mask] = (255, 0, 0), (0, 255, 0)
+    blue = np.full((1, 40, 40, 3), (0, 0, 255), np.uint8)
+    results = np.stack([augment.augment(image, mask, blue, rng) for _ in range(20)])
+    red, _, blue = results.mean(axis=(0, 1, 2))
+    assert red > 5 * blue  # blue comes in patches only
+
+
+def test_a_mask_of_everything_keeps_the_background(hand, rng):
+    image = np.full((40, 40, 3), 100, np.uint8)
+    blue = np.full((1, 40, 40, 3), 100, np.uint8)
+    result = augment.augment(image, np.ones((40, 40), bool), blue, rng)
+    assert np.ptp(result, axis=(0, 1)).max() < 100  # noise at most
+
+
+def test_an_empty_mask_gives_a_background(hand, rng, monkeypatch):
+    monkeypatch.setattr(augment, "CAMERA", 0)
     image, mask = hand
     grey = np.full((1, 40, 40, 3), 128, np.uint8)
     result = augment.augment(image, mask & False, grey, rng)
@@ -48,12 +69,36 @@ def test_an_empty_mask_gives_a_background(hand, rng):
 def test_the_warp_turns_shifts_and_zooms_about_the_centre():
     rng = np.random.default_rng(1)
     for _ in range(50):
-        warp = augment._random_warp(101, 1.0, rng)
+        warp = augment._random_warp(np.ones((101, 101), bool), False, 1.0, rng)
         zoom = np.sqrt(abs(np.linalg.det(warp[:, :2])))
         assert 1 - augment.ZOOM <= zoom <= 1 + augment.ZOOM
         moved = warp @ [50, 50, 1] - 50  # where the centre goes
         assert np.abs(moved).max() <= augment.SHIFT * 101 + 1e-9
-        assert abs(warp[1, 0]) <= zoom * np.sin(np.radians(augment.ROTATION)) + 1e-9
+        assert abs(warp[1, 0]) <= zoom * np.sin(np.radians(augment.ROTATION)) + 1e-9  # the shear moves x only
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
+def test_an_object_that_is_cut_out_gets_another_size_and_place(hand, strength):
+    _, mask = hand  # columns 10 to 21, rows 12 to 27: 16 pixels high, its centre at (15.5, 19.5)
+    rng = np.random.default_rng(1)
+    low, high = (np.array(augment.EXTENT) * 40 / 16) ** strength
+    for _ in range(50):
+        warp = augment._random_warp(mask, True, strength, rng)
+        assert low - 1e-9 <= np.sqrt(abs(np.linalg.det(warp[:, :2]))) <= high + 1e-9
+        x, y = warp @ [15.5, 19.5, 1] - 19.5
+        reach = strength * augment.SHIFT * 40 + 1e-9
+        assert abs(y) <= reach and abs(abs(x) - (1 - strength) * 4) <= reach
+
+
+def test_views_are_one_variation_of_each_training_image(hand):
+    image, mask = hand
+    images, masks = np.stack([image] * 3), np.stack([mask] * 3)
+    labels, names = np.zeros(3, int), ("a", "b", "c")
+    dataset = data.Dataset(images, labels, ("hand",), masks, np.array([0, 2]), np.array([1]), names)
+    backgrounds = np.zeros((1, 40, 40, 3), np.uint8)
+    views = augment.views(dataset, backgrounds, seed=1)
+    assert views.shape == (2, 40, 40, 3) and views.dtype == np.uint8 and (views[0] != views[1]).any()
+    np.testing.assert_array_equal(views, augment.views(dataset, backgrounds, seed=1))
 
 
 def test_backgrounds_depend_on_the_seed_alone():

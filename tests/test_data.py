@@ -61,6 +61,32 @@ def test_hand_mask_agrees_with_the_truth(janken_dataset, janken_masks):
     assert len(ious) == 167 and np.mean(ious) >= 0.95 and min(ious) >= 0.85
 
 
+def test_foreground_mask_agrees_with_the_truth(janken_dataset, janken_masks):
+    """The photos' masks are the same as for test_hand_mask_agrees_with_the_truth; here nothing is known of skin."""
+    photos = data.load_janken("janken", image_size=96)
+    ious = []
+    for image, name in zip(photos.images[::4], photos.names[::4], strict=True):
+        gesture, file = name.split("/")
+        truth = imaging.read_image(janken_masks / f"{gesture}_{Path(file).stem}.png")[..., 0] > 127
+        truth = imaging.resize(truth[None], 96, 96)[0]
+        guess = data.foreground_mask(image)
+        ious.append((guess & truth).sum() / (guess | truth).sum())
+    assert np.mean(ious) > 0.9
+
+
+def test_guess_masks(folder):
+    dataset = data.load_folder(folder, image_size=48)
+    images = np.full_like(dataset.images, 90)
+    images[1:, 14:34, 14:34] = (200, 120, 90)
+    guessed = data.guess_masks(replace(dataset, images=images))
+    assert guessed.masks[0].all()  # nothing stands out: it stays as it is
+    truth = np.zeros((48, 48), bool)
+    truth[14:34, 14:34] = True
+    for mask in guessed.masks[1:]:
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.85
+    assert data.guess_masks(guessed) is guessed
+
+
 def test_hand_mask_depends_on_the_image_alone():
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (60, 80, 3), np.uint8) for _ in range(8)]
@@ -404,15 +430,31 @@ def test_add_none(folder):
     plain = data.load_folder(folder, image_size=64)
     dataset = data.add_none(plain, seed=1)
     assert dataset.class_names == ("cat", "dog", "none") and dataset.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert dataset.masks is None and dataset.names[-1] == "none_0002" and dataset.images.dtype == np.uint8
+    assert dataset.masks is None and dataset.names[-1] == "none_background_0002" and dataset.images.dtype == np.uint8
     assert np.array_equal(np.sort(np.concatenate([dataset.train, dataset.test])), np.arange(9))
     assert set(dataset.labels[dataset.test]) == {0, 1, 2}
     assert np.array_equal(dataset.images, data.add_none(plain, seed=1).images)
-    assert data.add_none(dataset) is dataset
-    masked = data.add_none(replace(plain, masks=np.ones((6, 64, 64), bool)), n_images=5)
-    assert masked.masks[:6].all() and not masked.masks[6:].any() and len(masked.images) == 11
+    assert dataset.sources.tolist() == [0] * 6 + [1] * 3
+    again = data.add_none(dataset, n_images=2)  # more of the class that is there
+    assert again.class_names == dataset.class_names and again.labels.tolist() == [0, 0, 0, 1, 1, 1] + [2] * 5
+    masks = np.zeros((6, 64, 64), bool)
+    masks[:, 20:40, 20:40] = True
+    masked = data.add_none(replace(plain, masks=masks), n_images=5)
+    assert np.array_equal(masked.masks[:6], masks) and len(masked.images) == 13
+    assert not masked.masks[6:11].any() and masked.masks[11:].all()  # five backgrounds, two with a blurred object
+    assert masked.names[-1] == "none_blurred_0001"
     with pytest.raises(ValueError, match="n_images=0"):
         data.add_none(plain, n_images=0)
+
+
+def test_a_blurred_object_is_gone_and_the_rest_is_not():
+    image = np.zeros((48, 48, 3), np.uint8)
+    mask = np.zeros((48, 48), bool)
+    mask[16:32, 16:32] = True
+    image[mask] = np.random.default_rng(0).integers(0, 2, (256, 1)) * 255
+    blurred = data._blur_object(image, mask, image * 0, np.random.default_rng(0))
+    assert not blurred[:13].any() and not blurred[:, :13].any()
+    assert np.abs(np.diff(blurred[18:30, 18:30].astype(int), axis=0)).max() < 20 < blurred[18:30, 18:30].min()
 
 
 def test_join(folder):
@@ -423,10 +465,17 @@ def test_join(folder):
     assert np.array_equal(both.train, np.concatenate([one.train, one.train + 6]))
     assert np.array_equal(both.test, np.concatenate([one.test, one.test + 6]))
     assert both.skipped == two.skipped and data.join(two, two, two).masks.shape == (18, 16, 16)
-    with pytest.raises(ValueError, match="datasets of classes and sizes"):
-        data.join(one, replace(one, class_names=("a", "b")))
-    with pytest.raises(ValueError, match="datasets of classes and sizes"):
+    assert data.join(both, one).sources.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    with pytest.raises(ValueError, match="datasets of image sizes"):
         data.join(one, data.load_folder(folder, image_size=17))
+
+
+def test_join_has_the_classes_of_all_and_none_comes_last(folder):
+    one = data.load_folder(folder, image_size=16)  # cat, dog
+    other = replace(one, class_names=("none", "cat"))
+    both = data.join(other, one)
+    assert both.class_names == ("cat", "dog", "none")
+    assert both.labels.tolist() == [2, 2, 2, 0, 0, 0] + [0, 0, 0, 1, 1, 1]
 
 
 def test_import_needs_neither_tensorflow_nor_scikit_learn():

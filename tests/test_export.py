@@ -83,8 +83,8 @@ def test_none_has_no_cluster_and_a_map_of_zeros(float_file):
 
 def test_no_positive_evidence_is_a_map_of_zeros(faster, tmp_path):
     negative = FasterGradCAM(
-        faster.network, CLASSES, faster.prototypes, faster.centroids, -np.abs(faster.channel_weights),
-        faster.cluster_classes, faster.meta,
+        faster.network, CLASSES, faster.prototypes, faster.centroids, faster.cluster_classes,
+        -np.abs(faster.mean_weights), None, faster.meta,
     )  # fmt: skip
     result = runtime.Explainer(export.export_float(negative, tmp_path / "negative.tflite")).explain(images(30, 30))
     assert not result.heatmaps.any()

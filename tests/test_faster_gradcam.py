@@ -100,6 +100,35 @@ def test_top_channels_keeps_the_largest_signed_weights():
     np.testing.assert_array_equal(_keep_largest(weights, 50), weights)
 
 
+def test_positive_weights_and_contrast_by_hand(network, images, labels):
+    names = ("a", "b", "none")
+    plain = FasterGradCAM.fit(network, images, labels, names, "early", n_clusters=2)
+    fitted = FasterGradCAM.fit(network, images, labels, names, "early", n_clusters=2, weighting="contrast")
+    np.testing.assert_array_equal(plain.channel_weights, plain.mean_weights)
+    positive = plain.reweighted("positive")
+    np.testing.assert_array_equal(positive.channel_weights, np.maximum(plain.mean_weights, 0))
+    gap = networks.forward(plain.network, images)[0].mean(axis=(1, 2))
+    classes, none = gap[labels < 2], gap[labels == 2]
+    contrast = np.maximum((classes.mean(0) - none.mean(0)) / (classes.var(0) + none.var(0)), 0)
+    np.testing.assert_allclose(fitted.contrast, contrast, rtol=1e-4)
+    np.testing.assert_allclose(fitted.channel_weights, np.maximum(plain.mean_weights, 0) * contrast, rtol=1e-4)
+    top = fitted.reweighted("all", 3)
+    assert top.meta["top_channels"] == 3 and ((top.channel_weights != 0).sum(axis=1) == 3).all()
+    np.testing.assert_array_equal(fitted.reweighted().channel_weights, plain.channel_weights)
+
+
+def test_contrast_takes_backgrounds_or_none_and_says_so(network, images, labels):
+    black = np.zeros((3, 20, 20, 3), np.uint8)
+    faster = FasterGradCAM.fit(network, images, labels, weighting="contrast", backgrounds=black)
+    assert faster.contrast.shape == faster.channel_weights.shape[1:] and np.isfinite(faster.contrast).all()
+    with pytest.raises(ValueError, match="needs backgrounds"):
+        FasterGradCAM.fit(network, images, labels, weighting="contrast")
+    with pytest.raises(ValueError, match="fitted with backgrounds"):
+        FasterGradCAM.fit(network, images, labels).reweighted("contrast")
+    with pytest.raises(ValueError, match="weighting must be one of"):
+        FasterGradCAM.fit(network, images, labels, weighting="negative")
+
+
 def test_any_size_and_one_image(network, images, labels):
     faster = FasterGradCAM.fit(network, images, labels)
     assert faster.explain(np.full((40, 7, 3), 128, np.uint8)).heatmaps.shape == (1, 40, 7)

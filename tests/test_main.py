@@ -74,6 +74,23 @@ def test_ctrl_c_in_training_on_joined_data_keeps_a_model(tmp_path, capsys, monke
     assert main(arguments) == 0
 
 
+def test_evaluating_a_trained_model(model, photos, tmp_path, capsys):
+    """On the folder that trained it: its held-out photos; no masks, so nothing about where the heat lies."""
+    numbers, picture = tmp_path / "numbers.json", tmp_path / "maps.png"
+    arguments = ["evaluate", "--model", str(model), "--data", str(photos)]
+    assert main([*arguments, "--json", str(numbers), "--plot", str(picture)]) == 0
+    printed, result = capsys.readouterr().out, json.loads(numbers.read_text())
+    assert result["n_images"] == 2 and result["own"] == "clusters, contrast" and "**clusters, contrast**" in printed
+    assert set(result["measures"]) > {"Grad-CAM", "clusters, top 50", "centre Gaussian", "random map"}
+    own = result["measures"]["clusters, contrast"]
+    assert "keep" in own and "ROAD" in own and "pixel AP" not in own and imaging.read_image(picture).shape[2] == 3
+
+
+def test_evaluating_images_of_other_classes(model, capsys):
+    assert main(["evaluate", "--model", str(model), "--data", str(HANDS)]) == 2
+    assert "The model knows cat, dog, none. Received: images of ['choki', 'gu', 'pa']" in capsys.readouterr().err
+
+
 def test_exporting_a_trained_model(model, photos, capsys):
     assert main(["export", str(model), "--data", str(photos)]) == 0
     printed = capsys.readouterr().out

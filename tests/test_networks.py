@@ -34,31 +34,34 @@ def batch_norms(network):
 
 
 @every_backbone
-@pytest.mark.parametrize("output_stride, side", [(32, 2), (16, 4)])
+@pytest.mark.parametrize("output_stride, side", [(32, 2), (16, 4), (8, 8)])
 def test_output_stride(backbone, output_stride, side, rng):
     network = built(backbone, output_stride)
     sides = [network.get_layer(name).output.shape[1] for name in networks.map_layers(network)]
     default = networks.map_layers(network).index(networks.default_layer(network))
-    assert sides[default] == 4 and sides[default + 1] > 4  # what follows is the padding of the last stride
+    own = max(4, side)
+    assert sides[default] == own and sides[default + 1] > own  # what follows is the padding of the last stride
     assert network.get_layer(LAST_LAYERS[backbone]).output.shape[1:3] == (side, side)
     assert network.output_shape == (None, 8)
     assert np.isfinite(network(rng.integers(0, 255, (3, 64, 64, 3)), training=False)).all()
 
 
 @pytest.mark.parametrize(
-    "backbone, image_size, first",
+    "backbone, strides, image_size, first",
     [
-        ("mobilenet_v2", 96, 1),
-        ("mobilenet_v3_small", 96, 1),
-        ("mobilenet_v3_small", 80, 0),
-        ("mobilenet_v3_large", 96, 1),
+        ("mobilenet_v2", (32, 16), 96, 1),
+        ("mobilenet_v2", (16, 8), 96, 1),
+        ("mobilenet_v3_small", (32, 16), 96, 1),
+        ("mobilenet_v3_small", (16, 8), 96, 1),
+        ("mobilenet_v3_small", (32, 16), 80, 0),
+        ("mobilenet_v3_large", (32, 16), 96, 1),
     ],
 )
-def test_the_same_weights_see_the_same_at_both_strides(backbone, image_size, first, rng):
+def test_the_same_weights_see_the_same_at_both_strides(backbone, strides, image_size, first, rng):
     # A kernel spread by 2 on maps of twice the resolution reads the same neighbours: at every other position both
     # networks agree. (On maps with an odd side, 80 / 16, Keras pads one pixel more in front.)
     spec = SMALL | {"image_size": image_size}
-    coarse, fine = (networks.embedding_network(Spec(backbone, output_stride=s, **spec)) for s in (32, 16))
+    coarse, fine = (networks.embedding_network(Spec(backbone, output_stride=s, **spec)) for s in strides)
     for layer in coarse.layers:
         if "squeeze_excite_conv" in layer.name:  # the one thing that looks at all positions at once
             layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
@@ -151,7 +154,7 @@ def test_the_real_imagenet_weights_load(imagenet_weights):
 
 @pytest.mark.parametrize(
     "change",
-    [{"backbone": "lenet"}, {"output_stride": 8}, {"image_size": 8}, {"alpha": 0}, {"embedding_size": 0}],
+    [{"backbone": "lenet"}, {"output_stride": 4}, {"image_size": 8}, {"alpha": 0}, {"embedding_size": 0}],
 )
 def test_specs_that_cannot_be_built(change):
     with pytest.raises(ValueError, match="Received: "):
@@ -192,3 +195,12 @@ def test_receptive_field_is_where_the_gradient_is_not_zero():
         score = tf.reduce_sum(maps(images, training=False)[0, 20, 20])
     rows = np.flatnonzero(np.abs(tape.gradient(score, images)[0]).sum(axis=(1, 2)))
     assert stride == 4 and rows.max() - rows.min() + 1 <= size
+
+
+def test_a_backbone_that_ends_early(rng):
+    spec = Spec(image_size=64, alpha=0.35, embedding_size=8, output_stride=8, last_layer="block_13_expand_relu")
+    network = networks.embedding_network(spec, seed=1)
+    assert networks.default_layer(network) == networks.map_layers(network)[-1] == "block_13_expand_relu"
+    assert network.get_layer("block_13_expand_relu").output.shape[1:3] == (8, 8)
+    with pytest.raises(ValueError, match="No layer of that name"):
+        networks.embedding_network(Spec(image_size=64, alpha=0.35, last_layer="block_17_add"))

@@ -8,7 +8,6 @@ from pathlib import Path
 from utils import imaging
 
 DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "data" / "models" / "janken"
-SOURCES = ("janken", "synthetic")  # anything else that --data receives is a folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +45,8 @@ def _parser():
     train.add_argument("--image-size", type=int, default=96, help="side of the network's input in pixels")
     train.add_argument("--backbone", default="mobilenet_v2", help="or mobilenet_v3_small, mobilenet_v3_large")
     train.add_argument("--alpha", type=float, default=1.0, help="width of the backbone")
-    train.add_argument("--output-stride", type=int, default=16, choices=(16, 32))
+    train.add_argument("--output-stride", type=int, default=16, choices=(8, 16, 32))
+    train.add_argument("--last-layer", help="layer that the backbone ends with; default: its own last one")
     train.add_argument("--embedding-size", type=int, default=128)
     train.add_argument("--weights", default="imagenet", help="imagenet, none (from scratch), or a file")
     train.add_argument("--steps", type=int, default=400, help="gradient steps")
@@ -58,6 +58,11 @@ def _parser():
     train.add_argument("--layer", help="layer of the heat maps")
     train.add_argument("--clusters", type=int, default=10, help="clusters per class")
     train.add_argument("--top-channels", type=int, help="keep only the largest channel weights; the paper: 50")
+    train.add_argument(
+        "--weighting", default="contrast", choices=("all", "positive", "contrast"),
+        help="channel weights: mean gradients, the positive ones only, or these times how much more a channel answers "
+        "to the classes than to backgrounds",
+    )  # fmt: skip
     train.add_argument("--seed", type=int, default=0)
 
     explain = commands.add_parser("explain", help="labels and heat maps of images", formatter_class=default)
@@ -89,6 +94,24 @@ def _parser():
         "training data, as far as the model folder can name them",
     )  # fmt: skip
 
+    evaluate = commands.add_parser(
+        "evaluate", help="measure the heat maps of a model beside other ways to one", formatter_class=default
+    )
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER")
+    evaluate.add_argument(
+        "--data", default="synthetic", metavar="SOURCE",
+        help="janken, synthetic or a folder with one sub-folder a class; of what the model was trained on, the "
+        "held-out images",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--folds", type=int, metavar="N",
+        help="cross-validate instead: train N models by the recipe of this one, each on all but a block of the photos",
+    )  # fmt: skip
+    evaluate.add_argument("--train-data", nargs="*", default=[], metavar="FOLDER", help="the recipe's other folders")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    evaluate.add_argument("--plot", type=Path, metavar="FILE", help="draw some of the maps: .png or .svg")
+
     demo = commands.add_parser("demo", help="explain a camera live, or a video, or images", formatter_class=default)
     demo.set_defaults(run=_demo)
     demo.add_argument("--source", default="0", help="number of a camera, or a video, an image, a folder of images")
@@ -114,34 +137,17 @@ def _parser():
 
 
 def _train(options) -> int:
-    from utils import repro  # isort: skip  first: it imports TensorFlow quietly
-    from utils import arcface, data, networks
-    from utils.faster_gradcam import FasterGradCAM, check_settings
+    from utils import recipe  # isort: skip  first: it imports TensorFlow quietly
+    from utils import arcface
 
-    dataset = data.join(*(_load(source, options) for source in options.data))
-    dataset = data.add_none(dataset, seed=options.seed) if options.none else dataset
-    repro.seed_everything(options.seed)
-    spec = networks.Spec(
-        options.backbone, options.image_size, options.alpha, options.output_stride, options.embedding_size
-    )  # fmt: skip
-    weights = None if options.weights == "none" else options.weights
-    network = networks.embedding_network(spec, weights, options.seed)
-    layer = networks.get_layer(network, options.layer or networks.default_layer(network)).name
-    check_settings(options.clusters, options.top_channels)
+    dataset = recipe.join([recipe.load(source, options) for source in options.data], options)
+    network, layer = recipe.build(options)
     options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
     print(f"{len(dataset.train)} training and {len(dataset.test)} test images of {', '.join(dataset.class_names)}")
-    learning_rate = options.learning_rate if options.learning_rate is not None else 2e-4 if weights else 3e-3
-    training = arcface.train(
-        network, dataset, options.steps, options.batch_size, learning_rate,
-        options.scale, options.margin, options.augmentation, min(10, options.steps), options.seed, _print_progress,
-    )  # fmt: skip
+    training, faster = recipe.fit(network, layer, dataset, options, _print_progress)
     if training.interrupted:
         kept = f"the best weights so far (step {training.best_step})" if training.best_step else "the last weights"
         print(f"interrupted: {kept} are kept")
-    faster = FasterGradCAM.fit(
-        training.network, dataset.images[dataset.train], dataset.labels[dataset.train], dataset.class_names, layer,
-        options.clusters, options.top_channels, options.seed,
-    )  # fmt: skip
     settings = {name: value for name, value in vars(options).items() if name not in ("run", "out")}
     settings["data"] = [Path(source).name for source in options.data]  # a model goes further than this machine's paths
     settings["weights"] = Path(options.weights).name
@@ -153,14 +159,6 @@ def _train(options) -> int:
     faster.save(options.out, data_fingerprint=dataset.fingerprint, **info)
     print(f"saved in {options.out}")
     return 130 if training.interrupted else 0
-
-
-def _load(source, options):
-    from utils import data
-
-    if source in SOURCES:
-        return data.load_janken(source, options.image_size, options.n_images, options.variety, options.seed)
-    return data.load_folder(source, options.image_size, seed=options.seed)
 
 
 def _print_progress(entry):
@@ -241,7 +239,7 @@ def _export(options) -> int:
     from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
     import numpy as np
 
-    from utils import export, runtime
+    from utils import export, recipe, runtime
     from utils.faster_gradcam import FasterGradCAM
 
     faster = FasterGradCAM.load(options.model)
@@ -250,15 +248,49 @@ def _export(options) -> int:
     print(f"{file}  {file.stat().st_size / 1e6:.1f} MB", flush=True)
     training = faster.meta.get("training", {})
     sources = options.data or training.get("data", [])
-    missing = [source for source in sources if source not in SOURCES and not Path(source).is_dir()]
+    missing = [source for source in sources if source not in recipe.SOURCES and not Path(source).is_dir()]
     if missing or not sources:
         raise ValueError(f"int8 needs training images; name them with --data. Not found: {missing or 'any'}")
     render = argparse.Namespace(**{"n_images": 600, "variety": 1.0, "seed": 0} | training)
     render.image_size = faster.image_size[0]
-    datasets = [_load(source, render) for source in sources]
+    datasets = [recipe.load(source, render) for source in sources]
     images = np.concatenate([dataset.images[dataset.train] for dataset in datasets])
     file = export.export_int8(file, images, options.model / runtime.INT8_FILE)
     print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, calibrated on images of {', '.join(sources)}")
+    return 0
+
+
+def _evaluate(options) -> int:
+    from utils import recipe  # isort: skip  first: it imports TensorFlow quietly
+    import numpy as np
+
+    from utils import evaluate
+    from utils.faster_gradcam import FasterGradCAM
+
+    for path in filter(None, (options.json, options.plot)):  # better now than after the measurements
+        path.parent.mkdir(parents=True, exist_ok=True)
+    faster = FasterGradCAM.load(options.model)
+    training = argparse.Namespace(**faster.meta["training"])
+    name = Path(options.data).name
+    dataset = recipe.load(options.data, training)
+    if options.folds:
+        folders = {Path(folder).name: folder for folder in options.train_data}
+        others = [recipe.load(folders.get(source, source), training) for source in training.data if source != name]
+        parts = recipe.cross_validate(dataset, others, training, options.folds)
+    else:
+        seen = name in training.data
+        parts = [(faster, dataset.test if seen else np.arange(len(dataset.images)))]
+    results = []
+    for model, unseen in parts:
+        results.append(evaluate.measure(model, dataset, unseen))
+        print(f"{evaluate.table(results[-1])}\n", flush=True)
+    result = evaluate.pool(results)
+    if options.folds:
+        print(evaluate.table(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.plot:
+        evaluate.draw(model, dataset, unseen).savefig(options.plot)
     return 0
 
 

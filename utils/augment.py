@@ -1,20 +1,32 @@
-"""Random variation of training images: geometry and light as in the original, and new backgrounds.
+"""Random variation of training images: geometry, new backgrounds, light, and what a camera does to a picture.
 
 With one fixed table behind every hand a network need not look at the hand, and its heat maps show it. So wherever
-a mask is known, the hand is put before something else.
+a mask is known, the hand is put before something else, in another size and at another place.
 """
+
+import math
 
 import cv2
 import numpy as np
 
-from utils import data, hands
+from utils import data, hands, imaging
 
-# The full strength; rotation, shift and mirroring are those of the original.
-ROTATION = 20.0  # degrees, either way
+# The full strength.
+ROTATION = 40.0  # degrees, either way
+SHEAR = 0.2  # either way
 SHIFT = 0.2  # of the image's side, either way
-ZOOM = 0.3  # relative, either way
+ZOOM = 0.3  # relative, either way, of an image that keeps its background
+EXTENT = (0.4, 1.2)  # of the image's side: the longer side of an object that is put before a new background
 GAIN = 0.3  # brightness, relative, either way
 TINT = 0.08  # colour cast, relative, standard deviation
+GAMMA = 0.5  # of its logarithm, either way
+CAMERA = 0.3  # probability of each: blur, noise, JPEG, and a patch that hides a part
+BLUR = (0.005, 0.015)  # standard deviation, of the image's side
+NOISE = (2.0, 12.0)  # standard deviation, of 255
+JPEG = (20, 80)  # quality
+PATCH = (0.1, 0.35)  # side, of the image's side
+SAME_BLURRED = 0.2  # probability that a part of the object is left in the picture and all else blurred away
+LEFT = (0.5, 1.0)  # of the width and height of an object, what is left then
 N_BACKGROUNDS = 300  # rendered once a training; each use flips and turns one of them anew
 
 
@@ -34,34 +46,92 @@ def augment(
 
     Args:
         image: uint8 RGB (S, S, 3).
-        mask: bool (S, S), or None where it is not known: then the background stays.
+        mask: bool (S, S), or None where it is not known: then the background stays, as where it is all True. All False
+            stands for an image that is all background.
         backgrounds: uint8 (B, S, S, 3).
-        strength: of the change in geometry and light, and probability of a new background, 0 to 1.
+        strength: of the change in geometry, light and camera, and probability of a new background, 0 to 1.
             Mirrored is every second image at any strength.
 
     Returns:
         float32 (S, S, 3), values 0..255.
     """
-    warp = _random_warp(len(image), strength, rng)
+    cut_out = mask is not None and mask.any() and not mask.all() and (strength == 1 or rng.random() < strength)
+    warp = _random_warp(mask if cut_out else np.ones(image.shape[:2], bool), cut_out, strength, rng)
     size = image.shape[1::-1]
-    new_background = strength == 1 or rng.random() < strength
     image = cv2.warpAffine(image, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    if mask is not None and new_background:
+    if cut_out or (mask is not None and not mask.any() and strength == 1):
         # Outside the photo there is no hand: the border of the mask is 0, not a copy of its edge.
         mask = cv2.warpAffine(mask.astype(np.uint8), warp, size, flags=cv2.INTER_NEAREST)
         background = np.rot90(backgrounds[rng.integers(len(backgrounds))], rng.integers(4))
+        if rng.random() < SAME_BLURRED:
+            background, mask = imaging.blur_away(image), _part_of(mask, rng)
+        image = _relight(image, rng, strength / 2)  # hand and room each have a light of their own
         image = data.replace_background(image, mask > 0, background)
-    light = (1 + strength * GAIN * rng.uniform(-1, 1)) * (1 + strength * TINT * rng.standard_normal(3))
-    return np.clip(image * light.astype(np.float32), 0, 255).astype(np.float32)
+    image = _relight(image, rng, strength)
+    return _photograph(image, backgrounds, rng, strength).astype(np.float32)
 
 
-def _random_warp(side, strength, rng):
-    """Affine matrix (2, 3): rotation, zoom, shift and mirroring about the centre."""
+def _part_of(mask, rng):
+    """An ellipse somewhere in the object's box: uint8 (S, S)."""
+    x, y, *box = cv2.boundingRect(mask)
+    size = np.multiply(box, rng.uniform(*LEFT, 2))
+    centre = np.array([x, y]) + size / 2 + rng.random(2) * (box - size)
+    axes = np.maximum(size / 2, 1)
+    return cv2.ellipse(np.zeros_like(mask), (centre.tolist(), (2 * axes).tolist(), 0.0), 1, -1)
+
+
+def views(dataset: data.Dataset, backgrounds: np.ndarray, seed: int, strength: float = 1.0) -> np.ndarray:
+    """One random variation of each training image, uint8 (N, S, S, 3): as the network saw it."""
+    rng = np.random.default_rng(seed)
+    masks = [None] * len(dataset.images) if dataset.masks is None else dataset.masks
+    return np.stack([
+        augment(dataset.images[i], masks[i], backgrounds, rng, strength).astype(np.uint8) for i in dataset.train
+    ])  # fmt: skip
+
+
+def _random_warp(mask, cut_out, strength, rng):
+    """Affine matrix (2, 3): rotation, zoom, shift and mirroring about the centre of what is in the mask (S, S)."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    side = len(mask)
     angle = strength * np.radians(ROTATION) * rng.uniform(-1, 1)
-    zoom = 1 + strength * ZOOM * rng.uniform(-1, 1)
-    linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    if rng.random() < 0.5:
-        linear[:, 0] *= -1
-    centre = np.full(2, (side - 1) / 2)
+    if cut_out:
+        extent = math.exp(rng.uniform(*np.log(EXTENT)))
+        zoom = (extent * side / max(width, height)) ** strength
+    else:
+        zoom = 1 + strength * ZOOM * rng.uniform(-1, 1)
+    mirror = np.array([rng.choice([-1, 1]), 1])
+    shear = np.array([[1, strength * SHEAR * rng.uniform(-1, 1)], [0, 1]])
+    linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ shear * mirror
+    middle = (side - 1) / 2
+    centre = np.array([x + (width - 1) / 2, y + (height - 1) / 2])
+    target = middle + (1 - strength) * mirror * (centre - middle)  # at full strength the middle
     shift = strength * SHIFT * side * rng.uniform(-1, 1, 2)
-    return np.column_stack([linear, centre + shift - linear @ centre])
+    return np.column_stack([linear, target + shift - linear @ centre])
+
+
+def _relight(image, rng, strength):
+    """Another brightness, colour cast and tone curve: uint8 (S, S, 3)."""
+    gain = (1 + strength * GAIN * rng.uniform(-1, 1)) * (1 + strength * TINT * rng.standard_normal(3))
+    gamma = math.exp(strength * GAMMA * rng.uniform(-1, 1))
+    curve = 255 * (np.arange(256)[:, None] / 255) ** gamma * gain  # (256, 3)
+    return cv2.LUT(image, np.clip(curve, 0, 255).round().astype(np.uint8)[None])
+
+
+def _photograph(image, backgrounds, rng, strength):
+    """Blur, noise, JPEG and a patch before the camera, each now and then: uint8 (S, S, 3)."""
+    side = len(image)
+    blur, noise, jpeg, patch = rng.random(4) < strength * CAMERA
+    if patch:
+        width, height = (side * rng.uniform(*PATCH, 2)).astype(int)
+        x, y = rng.integers(0, (side - width, side - height))
+        other = backgrounds[rng.integers(len(backgrounds))]
+        image[y : y + height, x : x + width] = other[y : y + height, x : x + width]
+    if blur:
+        image = cv2.GaussianBlur(image, (0, 0), side * rng.uniform(*BLUR))
+    if noise:
+        grain = rng.normal(0, rng.uniform(*NOISE), image.shape)
+        image = np.clip(image + grain, 0, 255).astype(np.uint8)
+    if jpeg:
+        _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG))])
+        image = cv2.imdecode(file, cv2.IMREAD_COLOR)
+    return image

@@ -119,6 +119,28 @@ def _room(rng, size):
 PAINTERS = (_wood, _wood, _wall, _wall, _texture, _cloth, _clutter, _clutter, _room, _room, _room)  # plain to busy
 
 
+def _person(rng, picture, skin):
+    """Draw somebody into a picture: shoulders, neck, face, hair; skin(rng) gives the tone."""
+    size, tone = len(picture), skin(rng)
+    x, y = rng.uniform((0.1, 0.1), (0.9, 0.7)) * size
+    width = size * rng.uniform(0.1, 0.3)  # of the face
+    height, lean = width * rng.uniform(1.2, 1.5), rng.uniform(-12, 12)
+
+    def ellipse(x, y, a, b, fill):
+        axes = max(1, round(a)), max(1, round(b))
+        cv2.ellipse(picture, (round(x), round(y)), axes, lean, 0, 360, fill.tolist(), -1, cv2.LINE_AA)
+
+    hair, clothes = colour(rng) * 0.5, colour(rng)
+    ellipse(x, y + 2.6 * height, 1.6 * width, 1.8 * height, clothes)
+    ellipse(x, y + 0.7 * height, 0.32 * width, 0.5 * height, 0.8 * tone)
+    ellipse(x, y - 0.1 * height, 0.58 * width, 0.58 * height, hair)
+    ellipse(x, y + 0.08 * height, 0.45 * width, 0.5 * height, tone)
+    for dx in (-0.18, 0.18):
+        ellipse(x + dx * width, y, 0.07 * width, 0.03 * height, 0.3 * tone)
+    ellipse(x, y + 0.15 * height, 0.05 * width, 0.1 * height, 0.85 * tone)
+    ellipse(x, y + 0.33 * height, 0.14 * width, 0.03 * height, tone * (0.8, 0.5, 0.5))
+
+
 def paint(rng, size, variety=1.0, decoy=colour):
     """A background before the camera: float32 RGB (size,size,3), about 0..255.
 
@@ -128,6 +150,9 @@ def paint(rng, size, variety=1.0, decoy=colour):
     blur = rng.uniform(0.4, 2.5) if rng.random() < 0.6 else 0.0  # out of focus, in 96ths of the picture
     side = min(size, BLURRED_SIDE) if blur else size
     picture = PAINTERS[rng.integers(math.ceil(variety * len(PAINTERS)))](rng, side)
-    if rng.random() < 0.3 * variety:
+    visitor = rng.random()
+    if visitor < 0.3 * variety:
         _scatter(rng, picture, int(rng.integers(1, 4)), decoy)
+    elif visitor > 1 - 0.25 * variety:
+        _person(rng, picture, decoy)
     return cv2.resize(gauss(picture, blur * side / 96), (size, size)) if blur else picture

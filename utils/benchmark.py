@@ -88,8 +88,8 @@ def at_size(faster: FasterGradCAM, size: tuple[int, int]) -> FasterGradCAM:
     network.set_weights(faster.network.get_weights())
     network.spec = spec
     return FasterGradCAM(
-        network, faster.class_names, faster.prototypes, faster.centroids, faster.channel_weights,
-        faster.cluster_classes, faster.meta,
+        network, faster.class_names, faster.prototypes, faster.centroids, faster.cluster_classes, faster.mean_weights,
+        faster.contrast, faster.meta,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ test part. Neighbouring photos are near duplicates, so folds and splits cut each
 """
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ JANKEN_URL = f"https://github.com/karaage0703/janken_dataset/archive/{JANKEN_COM
 JANKEN_SHA256 = "d89d1b52741814c5be6f7da282dd05e2c38949fd42ebf7c5d7100c6cd26a38ac"  # of the 167 photos, see _digest
 JANKEN_CLASSES = hands.GESTURES  # choki, gu, pa
 JANKEN_MAX_BYTES = 200_000_000  # the real archive holds 5 MB
+COLOUR_BINS = (8, 32, 32)  # of CIELAB
 TIMEOUT = 30  # seconds without a byte from the server
 
 
@@ -47,6 +49,7 @@ class Dataset:
         train, test: sorted int indices, disjoint, together 0..N-1.
         names: N relative file names, or render ids.
         skipped: what was left out, as "name: reason".
+        sources: int (N,), which of the joined data sets an image came from (see `join`).
     """
 
     images: np.ndarray
@@ -57,6 +60,7 @@ class Dataset:
     test: np.ndarray
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    sources: np.ndarray | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -77,25 +81,76 @@ def hand_mask(image: np.ndarray) -> np.ndarray:
     Args:
         image: uint8 RGB (H, W, 3).
     """
+    return _grab_cut(image, lambda small: cv2.cvtColor(small, cv2.COLOR_RGB2LAB)[..., 1], certain=0.8)
+
+
+def foreground_mask(image: np.ndarray) -> np.ndarray:
+    """A guess at the mask of the object in a photo, bool (H, W): GrabCut, started from colours of the middle.
+
+    A colour that is frequent in the middle and rare towards the border is taken for the object's. Mean IoU 0.95 on the
+    janken photos, 0.80 on rendered hands before clutter, where one in ten is missed altogether.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+    """
+    return _grab_cut(image, _centrality, certain=math.inf)
+
+
+def _centrality(image):
+    """255 × share of the middle among the pixels of like colour, uint8 (H, W)."""
+    bins = cv2.cvtColor(image, cv2.COLOR_RGB2LAB) // np.array([256 // n for n in COLOUR_BINS])
+    index = np.ravel_multi_index(tuple(np.moveaxis(bins, -1, 0)), COLOUR_BINS)
+    y, x = (np.linspace(-2, 2, side) for side in image.shape[:2])
+    middle = np.exp(-(y[:, None] ** 2 + x**2) / 2)  # a Gaussian, σ = side / 4
+
+    def histogram(weights):
+        counts = np.bincount(index.ravel(), weights.ravel(), math.prod(COLOUR_BINS)).reshape(COLOUR_BINS)
+        counts = cv2.GaussianBlur(counts.reshape(len(counts), -1), (1, 5), 1.0).reshape(COLOUR_BINS)  # along lightness
+        counts = cv2.GaussianBlur(np.moveaxis(counts, 0, -1).copy(), (5, 5), 1.0)  # along both colour axes
+        return np.moveaxis(counts, -1, 0) / counts.sum()
+
+    inside, outside = histogram(middle), histogram((1 - middle) ** 2)
+    share = inside / np.maximum(inside + outside, 1e-12)
+    return np.round(255 * share.ravel()[index]).astype(np.uint8)
+
+
+def _grab_cut(image, likeness_of, certain):
+    """Largest region that GrabCut makes of a likeness uint8 (h, w) to the object; certain: from where it is the object,
+    on a scale of 0 (median of the less likely pixels) to 1 (median of the others)."""
     image = imaging.check_images(image)[0]
     height, width = image.shape[:2]
-    scale = min(1.0, 160 / max(height, width))  # GrabCut on 160 pixels takes 15 ms and finds the same hand
+    scale = min(1.0, 160 / max(height, width))  # GrabCut on 160 pixels takes 15 ms and finds the same object
     small = imaging.resize(image[None], max(1, round(height * scale)), max(1, round(width * scale)))[0]
-    redness = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2LAB)[..., 1], (5, 5), 0)
-    if redness.min() == redness.max():  # nothing stands out
+    likeness = cv2.GaussianBlur(likeness_of(small), (5, 5), 0)
+    if likeness.min() == likeness.max():  # nothing stands out
         return np.zeros((height, width), bool)
-    threshold, _ = cv2.threshold(redness, 0, 255, cv2.THRESH_OTSU)
-    surface, skin = np.median(redness[redness <= threshold]), np.median(redness[redness > threshold])
-    likeness = (redness - surface) / (skin - surface)  # 0 on the surface, 1 on the hand
+    threshold, _ = cv2.threshold(likeness, 0, 255, cv2.THRESH_OTSU)
+    low, high = np.median(likeness[likeness <= threshold]), np.median(likeness[likeness > threshold])
+    likeness = (likeness - low) / (high - low)  # 0 on the surface, 1 on the object
     labels = np.where(likeness > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    labels[likeness > 0.8], labels[likeness < 0] = cv2.GC_FGD, cv2.GC_BGD
+    labels[likeness > certain], labels[likeness < 0] = cv2.GC_FGD, cv2.GC_BGD
     cv2.setRNGSeed(0)  # GrabCut's k-means draws from the generator of this thread
     cv2.grabCut(small, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 2, cv2.GC_INIT_WITH_MASK)
-    hand = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
-    outlines, _ = cv2.findContours(hand, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = np.zeros(hand.shape, np.float32)
+    found = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    outlines, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros(found.shape, np.float32)
     cv2.drawContours(filled, sorted(outlines, key=cv2.contourArea)[-1:], -1, 1.0, cv2.FILLED)
     return cv2.resize(filled, (width, height), interpolation=cv2.INTER_CUBIC) > 0.5
+
+
+def guess_masks(dataset: Dataset) -> Dataset:
+    """The dataset with masks: those it has, else those of `foreground_mask`.
+
+    A guess that covers less than 3 % or more than 75 % of its image is taken for a failure: then the mask is True
+    everywhere, and `augment` leaves the background alone.
+    """
+    if dataset.masks is not None:
+        return dataset
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        masks = np.stack(list(pool.map(foreground_mask, dataset.images)))
+    area = masks.mean(axis=(1, 2))
+    masks[(area < 0.03) | (area > 0.75)] = True
+    return replace(dataset, masks=masks)
 
 
 def replace_background(image: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -352,45 +407,64 @@ def _digest(folder: Path) -> str:
 
 
 def add_none(dataset: Dataset, n_images: int | None = None, seed: int = 0) -> Dataset:
-    """Append the class *none*: rendered backgrounds without a hand, by default as many as a class has on average.
+    """Append images without an object to the class *none*, which comes last.
 
-    A dataset that has the class already comes back unchanged. Masks of *none* are all False.
+    Rendered backgrounds, by default as many as a class has images on average; and, where masks are known, half as many
+    images whose object is blurred beyond recognition: something is there, but nothing to name it by. Masks are all
+    False for backgrounds, and all True for the others: what is blurred belongs where it is.
     """
-    if NONE in dataset.class_names:
-        return dataset
     size = dataset.images.shape[1]
     n_images = round(len(dataset.images) / len(dataset.class_names)) if n_images is None else n_images
     if n_images < 1:
         raise ValueError(f"Received n_images={n_images}, expected at least 1.")
-    rng, labels = np.random.default_rng(seed), np.full(n_images, len(dataset.class_names))
-    none = Dataset(
-        np.stack([hands.render_background(rng, image_size=size) for _ in range(n_images)]),
-        labels,
-        (*dataset.class_names, NONE),
-        None if dataset.masks is None else np.zeros((n_images, size, size), bool),
-        *split(labels, seed=seed),
-        tuple(f"{NONE}_{i:04d}" for i in range(n_images)),
-    )
-    return join(replace(dataset, class_names=none.class_names), none)
+    rng = np.random.default_rng(seed)
+    images = np.stack([hands.render_background(rng, image_size=size) for _ in range(n_images)])
+    names = [f"{NONE}_background_{i:04d}" for i in range(n_images)]
+    masks = None
+    if dataset.masks is not None:
+        chosen = rng.choice(np.flatnonzero(dataset.masks.any(axis=(1, 2))), n_images // 2)
+        blurred = [
+            _blur_object(dataset.images[i], dataset.masks[i], images[rng.integers(n_images)], rng) for i in chosen
+        ]
+        names += [f"{NONE}_blurred_{i:04d}" for i in range(len(blurred))]
+        masks = np.repeat([False, True], (n_images, len(blurred)))[:, None, None].repeat(size, 1).repeat(size, 2)
+        images = np.concatenate([images, np.array(blurred, np.uint8).reshape(-1, size, size, 3)])
+    labels = np.zeros(len(images), int)
+    return join(dataset, Dataset(images, labels, (NONE,), masks, *split(labels, seed=seed), tuple(names)))
+
+
+def _blur_object(image, mask, background, rng):
+    """The image, every second time before the background, with its object blurred away."""
+    if rng.random() < 0.5:
+        image = replace_background(image, mask, background)
+    wide = cv2.dilate(mask.astype(np.uint8), np.ones((2 * (len(mask) // 24) + 1,) * 2)) > 0
+    return np.where(wide[..., None], imaging.blur_away(image), image)
 
 
 def join(*datasets: Dataset) -> Dataset:
-    """One dataset of several, in the given order. Masks are None as soon as one of them has none.
+    """One dataset of several, in the given order, with the classes of all of them; *none* comes last.
+
+    Masks are None as soon as one of them has none (see `guess_masks`).
 
     Raises:
-        ValueError: their class names or image sizes differ.
+        ValueError: their image sizes differ.
     """
-    kinds = {(d.class_names, d.images.shape[1:3]) for d in datasets}
-    if len(kinds) != 1:
-        raise ValueError(f"Received datasets of classes and sizes {sorted(kinds)}, expected the same in all.")
-    starts = np.cumsum([0] + [len(d.images) for d in datasets[:-1]])
+    sizes = {d.images.shape[1:3] for d in datasets}
+    if len(sizes) != 1:
+        raise ValueError(f"Received datasets of image sizes {sorted(sizes)}, expected the same in all.")
+    names = dict.fromkeys(name for d in datasets for name in d.class_names)
+    names = tuple(sorted(names, key=NONE.__eq__))  # a stable sort: the others stay in their order
+    starts = np.cumsum([0] + [len(d.images) for d in datasets])
+    sources = [np.zeros(len(d.images), int) if d.sources is None else d.sources for d in datasets]
+    first = np.cumsum([0] + [source.max(initial=0) + 1 for source in sources])
     return Dataset(
         images=np.concatenate([d.images for d in datasets]),
-        labels=np.concatenate([d.labels for d in datasets]),
-        class_names=datasets[0].class_names,
+        labels=np.concatenate([np.array([names.index(name) for name in d.class_names])[d.labels] for d in datasets]),
+        class_names=names,
         masks=None if any(d.masks is None for d in datasets) else np.concatenate([d.masks for d in datasets]),
-        train=np.concatenate([d.train + start for d, start in zip(datasets, starts, strict=True)]),
-        test=np.concatenate([d.test + start for d, start in zip(datasets, starts, strict=True)]),
+        train=np.concatenate([d.train + start for d, start in zip(datasets, starts, strict=False)]),
+        test=np.concatenate([d.test + start for d, start in zip(datasets, starts, strict=False)]),
         names=tuple(name for d in datasets for name in d.names),
         skipped=tuple(reason for d in datasets for reason in d.skipped),
+        sources=np.concatenate([source + start for source, start in zip(sources, first, strict=False)]),
     )

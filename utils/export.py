@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert.tools import flatbuffer_utils
 from litert_quantizer import qtyping, quantizer
 
 from utils import imaging, repro, runtime
@@ -144,7 +145,10 @@ def quantise(content: bytes, images: np.ndarray, float_parts: tuple[str, ...] = 
         warnings.simplefilter("ignore")
         ranges = quantizing.calibrate({"serving_default": samples})
         result = quantizing.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-    return bytes(result.quantized_model)
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(result.quantized_model))
+    for tensor in model.subgraphs[0].tensors:  # nobody looks them up: inputs and outputs are named in the signature
+        tensor.name = None
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _write(path, content, metadata):

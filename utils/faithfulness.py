@@ -19,7 +19,7 @@ from scipy import sparse
 from scipy.integrate import trapezoid
 from scipy.linalg import solveh_banded
 
-from utils import metrics
+from utils import imaging, metrics
 
 BATCH_SIZE = 64
 PERCENTILES = (10, 30, 50, 70, 90)
@@ -47,9 +47,9 @@ def keep_and_delete(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Does the class stay the best one when only the hottest quarter is left; when the hottest quarter is gone?
 
-    A faithful map has a high mean of the first and a low mean of the second. What is taken away is replaced by
-    `blurred` pixels. Every map is granted the same number of pixels, also one with less heat than that; but a flat map
-    names none: nothing is left, nothing is gone.
+    A faithful map has a high mean of the first and a low mean of the second. What is taken away is replaced by the
+    pixels of the blurred image (`imaging.blur_away`). Every map is granted the same number of pixels, also one with
+    less heat than that; but a flat map names none: nothing is left, nothing is gone.
 
     Args:
         class_ids: what ``predict`` says of the images: "stay" assumes that it is the best one now.
@@ -59,8 +59,9 @@ def keep_and_delete(
         keep, delete: float (N,), each 1 where ``class_ids`` has the highest score, else 0.
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
-    hot, background = metrics.hottest(heatmaps, share)[..., None], (blurred(image) for image in images)
-    pairs = ((np.where(h, x, b), np.where(h, b, x)) for h, x, b in zip(hot, images, background, strict=True))
+    hot = metrics.hottest(heatmaps, share)[..., None]
+    blurred = (imaging.blur_away(image.astype(np.float32)) for image in images)
+    pairs = ((np.where(h, x, b), np.where(h, b, x)) for h, x, b in zip(hot, images, blurred, strict=True))
     _, is_best = _ask(predict, (x for pair in pairs for x in pair), np.repeat(class_ids, 2), images.dtype)
     keep, delete = is_best.reshape(-1, 2).T.astype(float)
     return keep, delete
@@ -184,12 +185,6 @@ def drop_and_increase(
     whole, explained = scores.reshape(-1, 2).T
     loss = np.maximum(whole - explained, 0)
     return np.divide(loss, whole, out=np.full(len(loss), np.nan), where=whole > 0), (explained > whole).astype(float)
-
-
-def blurred(image: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3) without its content: blurred by a Gaussian of σ = side / 8, float32."""
-    height, width = image.shape[:2]
-    return cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigmaX=width / 8, sigmaY=height / 8)
 
 
 def _check(images, heatmaps, class_ids):

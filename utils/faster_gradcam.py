@@ -5,6 +5,14 @@ embedding ê of an image, feature maps A and the clusters' centroids m_k and mea
 
     class  y = argmax_j cos(e, w_j)        cluster  k = argmin over the clusters of y of ‖ê − m_k‖
     heat map  ReLU(Σ_c W_kc · A_c) / max
+
+Whatever is done to W once, in `fit`, costs nothing later. The mean gradient weights w_k of a cluster say what a little
+more of a channel would do to the score, not what the channel answers to. With "contrast" they are weighed by that:
+
+    W_kc = max(w_kc, 0) · max(s_c, 0)     s_c = (mean GAP_c of classes − of backgrounds) / (sum of both variances)
+
+GAP_c is a channel's mean over an image: s_c is large where it fires on the classes' images more than on images without
+an object, reliably. No mask is needed for it.
 """
 
 import hashlib
@@ -22,6 +30,7 @@ from utils.data import NONE
 from utils.runtime import Explanation
 
 FORMAT = 1
+WEIGHTINGS = ("all", "positive", "contrast")
 WEIGHTS_FILE, NETWORK_FILE, CLUSTERS_FILE, META_FILE = (
     "network.weights.h5", "network.keras", "faster_gradcam.npz", "meta.json",
 )  # fmt: skip
@@ -35,16 +44,19 @@ class FasterGradCAM:
         class_names: tuple of K names. The class "none", if there is one, has no cluster and gets a map of zeros.
         prototypes: float32 (D, K), unit columns.
         centroids: float32 (M, D), mean of the unit embeddings of each cluster.
-        channel_weights: float32 (M, C).
         cluster_classes: int (M,), the class each cluster belongs to.
+        mean_weights: float32 (M, C), mean of the harvested channel weights of each cluster.
+        contrast: float32 (C,), max(s, 0) of each channel; None if there were no backgrounds.
+        channel_weights: float32 (M, C), made of these two: what the heat maps are computed with.
         meta: dict, what `save` writes beside the arrays.
     """
 
-    def __init__(self, network, class_names, prototypes, centroids, channel_weights, cluster_classes, meta):
+    def __init__(self, network, class_names, prototypes, centroids, cluster_classes, mean_weights, contrast, meta):
         self.network = network
         self.class_names = tuple(class_names)
-        self.prototypes, self.centroids = prototypes, centroids
-        self.channel_weights, self.cluster_classes = channel_weights, cluster_classes
+        self.prototypes, self.centroids, self.cluster_classes = prototypes, centroids, cluster_classes
+        self.mean_weights, self.contrast = mean_weights, contrast
+        self.channel_weights = _weigh(mean_weights, contrast, meta["weighting"], meta["top_channels"])
         self.meta = meta
 
     @classmethod
@@ -57,6 +69,8 @@ class FasterGradCAM:
         layer: str | None = None,
         n_clusters: int = 10,
         top_channels: int | None = None,
+        weighting: str = "all",
+        backgrounds: np.ndarray | None = None,
         seed: int = 0,
         progress=lambda n_images: None,
     ) -> "FasterGradCAM":
@@ -72,11 +86,18 @@ class FasterGradCAM:
             n_clusters: clusters **per class**; a class with fewer distinct embeddings gets that many.
             top_channels: keep the largest (signed) channel weights of each cluster and set the others to 0;
                 50 is the paper's setting, None keeps all.
+            weighting: "all" takes the mean weights as they are, "positive" sets the negative ones to 0, "contrast"
+                takes the formula above.
+            backgrounds: uint8 (B, H, W, 3) without an object, for "contrast"; None: the images of the class "none".
             seed: of k-means.
             progress: called after each batch with its number of images.
         """
-        check_settings(n_clusters, top_channels)
+        check_settings(n_clusters, top_channels, weighting)
         images, labels, class_names = _check_fit(images, labels, class_names)
+        if backgrounds is None and NONE in class_names:
+            backgrounds = images[np.array(class_names)[labels] == NONE]
+        if backgrounds is None and weighting == "contrast":
+            raise ValueError(f"weighting='contrast' needs backgrounds, or images of the class {NONE!r}.")
         networks.check_network(network)
         layer = layer or networks.default_layer(network)
         if "/" in layer:
@@ -106,12 +127,16 @@ class FasterGradCAM:
             for k in np.unique(labels[explained])
             for own in [labels[explained] == k]
         ]
-        channel_weights = np.concatenate([weights for _, _, weights in clusters])
+        maps = networks.get_layer(classifier, layer).output
+        contrast = None
+        if backgrounds is not None:
+            pooled = keras.Model(classifier.inputs[0], keras.layers.GlobalAveragePooling2D()(maps))
+            backgrounds = imaging.resize(imaging.check_images(backgrounds), *network.inputs[0].shape[1:3])
+            contrast = _contrast(*(networks.forward(pooled, part) for part in (images[explained], backgrounds)))
         meta = {
             "layer": layer, "n_clusters": int(n_clusters), "top_channels": top_channels and int(top_channels),
-            "seed": int(seed), "n_images": len(explained),
+            "weighting": weighting, "seed": int(seed), "n_images": len(explained),
         }  # fmt: skip
-        maps = networks.get_layer(classifier, layer).output
         feature_network = keras.Model(classifier.inputs[0], [maps, head.input], name=network.name)
         feature_network.spec = getattr(network, "spec", None)
         return cls(
@@ -119,10 +144,20 @@ class FasterGradCAM:
             class_names,
             _unit(head.kernel.numpy(), axis=0),
             np.concatenate([centroids for _, centroids, _ in clusters]),
-            channel_weights if top_channels is None else _keep_largest(channel_weights, top_channels),
             np.concatenate([np.full(len(centroids), k) for k, centroids, _ in clusters]),
+            np.concatenate([weights for _, _, weights in clusters]),
+            contrast,
             meta,
         )
+
+    def reweighted(self, weighting: str = "all", top_channels: int | None = None) -> "FasterGradCAM":
+        """The same network and clusters with channel weights of another kind; arguments as in `fit`."""
+        check_settings(self.meta["n_clusters"], top_channels, weighting)
+        meta = self.meta | {"weighting": weighting, "top_channels": top_channels}
+        return FasterGradCAM(
+            self.network, self.class_names, self.prototypes, self.centroids, self.cluster_classes, self.mean_weights,
+            self.contrast, meta,
+        )  # fmt: skip
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -173,7 +208,7 @@ class FasterGradCAM:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         spec = self.network.spec
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             new = Path(temporary)
             if spec:
@@ -209,7 +244,7 @@ class FasterGradCAM:
             if _sha256(folder / name) != checksum:
                 raise ValueError(f"{folder / name} is damaged or belongs to another model: its checksum differs.")
         with np.load(folder / CLUSTERS_FILE, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _ARRAYS}
+            arrays = {name: file.get(name) for name in _ARRAYS}
         if meta["network"]:
             spec = _read_spec(folder, meta)
             embedding = networks.embedding_network(spec)
@@ -221,16 +256,18 @@ class FasterGradCAM:
             network = keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True)
             network.spec = None
         fits = len(meta["class_names"]) == arrays["prototypes"].shape[1]
-        if not fits or network.outputs[0].shape[-1] != arrays["channel_weights"].shape[1]:
+        if not fits or network.outputs[0].shape[-1] != arrays["mean_weights"].shape[1]:
             raise ValueError(f"{folder / META_FILE} belongs to another model: its class names or its layer do not fit.")
         return cls(network, meta["class_names"], **arrays, meta=meta)
 
 
-_ARRAYS = ("prototypes", "centroids", "channel_weights", "cluster_classes")
+_ARRAYS = ("prototypes", "centroids", "cluster_classes", "mean_weights", "contrast")
 
 
-def check_settings(n_clusters: int, top_channels: int | None) -> None:
+def check_settings(n_clusters: int, top_channels: int | None, weighting: str) -> None:
     """ValueError unless `FasterGradCAM.fit` can work with these."""
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {WEIGHTINGS}. Received: {weighting!r}")
     for name, value in (("n_clusters", n_clusters), ("top_channels", top_channels)):
         if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
             raise ValueError(f"{name} must be an integer of at least 1. Received: {value!r}")
@@ -265,6 +302,22 @@ def _cluster(embeddings, channel_weights, n_clusters, seed):
     members = [kmeans.labels_ == k for k in np.unique(kmeans.labels_)]
     centroids, weights = ([array[own].mean(axis=0) for own in members] for array in (embeddings, channel_weights))
     return np.stack(centroids), np.stack(weights)
+
+
+def _weigh(mean_weights, contrast, weighting, top_channels):
+    """Channel weights (M, C) of one of `WEIGHTINGS`, the largest of each row only if top_channels is given."""
+    if weighting == "contrast" and contrast is None:
+        raise ValueError("weighting='contrast' needs a model that was fitted with backgrounds.")
+    weights = mean_weights if weighting == "all" else np.maximum(mean_weights, 0)
+    weights = weights * contrast if weighting == "contrast" else weights
+    return weights if top_channels is None else _keep_largest(weights, top_channels)
+
+
+def _contrast(classes, backgrounds):
+    """max(s, 0) of each channel, float32 (C,), from the channels' means over each image (N, C) and (B, C)."""
+    spread = classes.var(axis=0) + backgrounds.var(axis=0)
+    contrast = (classes.mean(axis=0) - backgrounds.mean(axis=0)) / np.maximum(spread, 1e-6)
+    return np.maximum(contrast, 0).astype(np.float32)
 
 
 def _keep_largest(channel_weights, n_channels):

@@ -139,6 +139,11 @@ def _problem(images):
     return "at least one image and one pixel are needed"
 
 
+def blur_away(image: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) with nothing left to recognise: Gaussian blur, σ = side / 8. Same dtype."""
+    return cv2.GaussianBlur(image, (0, 0), sigmaX=image.shape[1] / 8, sigmaY=image.shape[0] / 8)
+
+
 def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
     """The one resize, used in training, inference and for maps: plain, the aspect is not kept.
 

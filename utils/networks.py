@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-OUTPUT_STRIDES = (32, 16)
+OUTPUT_STRIDES = (32, 16, 8)
 # Layers that hand on images; the base class is that of all which prepare data: scaling, resizing, augmentation.
 NOT_FEATURES = (keras.layers.InputLayer, keras.layers.Rescaling.__base__)
 SQUASHING = ("softmax", "log_softmax", "sigmoid")
@@ -61,6 +61,7 @@ class Spec:
     alpha: float = 1.0
     output_stride: int = 16
     embedding_size: int = 128
+    last_layer: str | None = None  # of the backbone, where it ends; None: where keras.applications ends it
 
     def __post_init__(self):
         if self.backbone not in BACKBONES:
@@ -110,7 +111,8 @@ def embedding_network(spec: Spec | None = None, weights: str | os.PathLike | Non
         for layer in _batch_norms(backbone):
             # keras.applications fixes 0.999: after a few hundred steps the statistics would still be half initial.
             layer.momentum = 0.9
-    pooled = keras.layers.GlobalAveragePooling2D(name="pooling")(backbone.output)
+    features = get_layer(backbone, spec.last_layer).output if spec.last_layer else backbone.output
+    pooled = keras.layers.GlobalAveragePooling2D(name="pooling")(features)
     initializer = keras.initializers.GlorotUniform(next(seeds))
     embedding = keras.layers.Dense(
         spec.embedding_size, use_bias=False, kernel_initializer=initializer, name="embedding"
@@ -233,7 +235,7 @@ def default_layer(network: keras.Model) -> str:
     if getattr(network, "default_layer", None):  # of `classifiers.build`
         return network.default_layer
     if getattr(network, "spec", None):
-        return BACKBONES[network.spec.backbone].default_layer
+        return network.spec.last_layer or BACKBONES[network.spec.backbone].default_layer
     layers = map_layers(network)
     if not layers:
         raise ValueError(f"The network {network.name!r} has no layer that gives feature maps (N, h, w, C).")
@@ -298,18 +300,26 @@ def _changes(backbone, output_stride):
             # From scratch each residual branch starts at zero: a deep network that begins as a shallow one learns
             # sooner (arXiv 1706.02677, section 5.1).
             changes[front.name]["gamma_initializer"] = "zeros"
-    if output_stride == 16:
-        # The last block that halves the maps no longer does; the depthwise kernels behind it are spread by 2 instead
-        # ("atrous"), so that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv
-        # 1606.00915).
-        depthwise = [layer for layer in backbone.layers if isinstance(layer, keras.layers.DepthwiseConv2D)]
-        last = max(i for i, layer in enumerate(depthwise) if layer.strides == (2, 2))
-        changes[depthwise[last].name]["strides"] = (1, 1)
+    # Where the maps are fine enough already, a block does not halve them any more; the depthwise kernels behind it are
+    # spread ("atrous") instead, so that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv
+    # 1606.00915).
+    stride, dilation = 2, 1  # behind the first convolution
+    for layer in backbone.layers:
+        if not isinstance(layer, keras.layers.DepthwiseConv2D):
+            continue
+        change = changes[layer.name]
+        if dilation > 1:
+            change["dilation_rate"] = (dilation, dilation)
+        if layer.strides != (2, 2):
+            continue
+        if stride < output_stride:
+            stride *= 2
+            continue
+        change["strides"] = (1, 1)
         # Stride 1 with "valid" needs half a kernel on each side.
-        pad = backbone.layers[backbone.layers.index(depthwise[last]) - 1]
-        changes[pad.name]["padding"] = depthwise[last].kernel_size[0] // 2
-        for layer in depthwise[last + 1 :]:
-            changes[layer.name]["dilation_rate"] = (2, 2)
+        pad = backbone.layers[backbone.layers.index(layer) - 1]
+        changes[pad.name]["padding"] = dilation * (layer.kernel_size[0] // 2)
+        dilation *= 2
     return changes
 
 

@@ -1,0 +1,31 @@
+"""Recipes: what the folds of a cross-validation hold. The training itself is tested through the command line."""
+
+from argparse import Namespace
+
+import numpy as np
+
+from utils import data, recipe
+
+
+def dataset(class_names, n_images):
+    """Images whose grey value is their number, with a mask each."""
+    images = np.arange(n_images, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
+    masks = np.zeros((n_images, 32, 32), bool)
+    masks[:, 8:24, 8:24] = True
+    labels = np.sort(np.arange(n_images) % len(class_names))
+    names = tuple(map(str, range(n_images)))
+    return data.Dataset(images, labels, class_names, masks, *data.split(labels), names)
+
+
+def test_no_fold_trains_on_what_it_is_tested_on(monkeypatch):
+    fitted = []
+    monkeypatch.setattr(recipe, "build", lambda options: ("network", "layer"))
+    monkeypatch.setattr(recipe, "fit", lambda network, layer, joined, options: (None, fitted.append(joined)))
+    photos, renders = dataset(("gu", "pa"), 20), dataset(("gu", "pa"), 10)
+    tested = [unseen for _, unseen in recipe.cross_validate(photos, [renders], Namespace(none=True, seed=0), 5)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(tested)), np.arange(20))
+    for joined, unseen in zip(fitted, tested, strict=True):
+        assert joined.class_names == ("gu", "pa", "none") and joined.sources.max() == 2
+        photos_trained = joined.train[joined.sources[joined.train] == 0]
+        np.testing.assert_array_equal(photos_trained, np.setdiff1d(np.arange(20), unseen))
+        assert set(photos.labels[unseen]) == {0, 1}  # a block of each class

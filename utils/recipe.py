@@ -1,0 +1,76 @@
+"""From a recipe to a model: what `python -m utils train` does once, and cross-validation again for every fold.
+
+A recipe is the namespace of that command's options; a model folder keeps it in ``meta.json`` as "training".
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from utils import repro  # isort: skip  first: it imports TensorFlow quietly
+import numpy as np
+
+from utils import arcface, augment, data, networks
+from utils.faster_gradcam import FasterGradCAM, check_settings
+
+SOURCES = ("janken", "synthetic")  # any other name is a folder
+
+
+def load(source: str, recipe) -> data.Dataset:
+    """Photos, rendered hands or a folder of classes, as the recipe wants them."""
+    if source in SOURCES:
+        return data.load_janken(source, recipe.image_size, recipe.n_images, recipe.variety, recipe.seed)
+    return data.load_folder(source, recipe.image_size, seed=recipe.seed)
+
+
+def join(sources: list[data.Dataset], recipe) -> data.Dataset:
+    """What the network trains on: all sources, with guessed masks where there are none, and the class *none*."""
+    dataset = data.join(*map(data.guess_masks, sources))
+    return data.add_none(dataset, seed=recipe.seed) if recipe.none else dataset
+
+
+def build(recipe) -> tuple:
+    """The untrained network and the name of the layer of its heat maps; ValueError if the recipe cannot work."""
+    check_settings(recipe.clusters, recipe.top_channels, recipe.weighting)
+    repro.seed_everything(recipe.seed)
+    spec = networks.Spec(
+        recipe.backbone, recipe.image_size, recipe.alpha, recipe.output_stride, recipe.embedding_size, recipe.last_layer
+    )
+    network = networks.embedding_network(spec, None if recipe.weights == "none" else recipe.weights, recipe.seed)
+    return network, networks.get_layer(network, recipe.layer or networks.default_layer(network)).name
+
+
+def fit(
+    network, layer: str, dataset: data.Dataset, recipe, progress: Callable[[dict], None] = lambda entry: None
+) -> tuple[arcface.Training, FasterGradCAM]:
+    """Train the network on the dataset's training part, then fit clusters to what it saw."""
+    learning_rate = recipe.learning_rate
+    if learning_rate is None:
+        learning_rate = 3e-3 if recipe.weights == "none" else 2e-4
+    training = arcface.train(
+        network, dataset, recipe.steps, recipe.batch_size, learning_rate, recipe.scale, recipe.margin,
+        recipe.augmentation, min(10, recipe.steps), recipe.seed, progress,
+    )  # fmt: skip
+    backgrounds = augment.render_backgrounds(recipe.image_size, recipe.seed, recipe.augmentation)
+    faster = FasterGradCAM.fit(
+        training.network, augment.views(dataset, backgrounds, recipe.seed, recipe.augmentation),
+        dataset.labels[dataset.train], dataset.class_names, layer, recipe.clusters, recipe.top_channels,
+        recipe.weighting, backgrounds, recipe.seed,
+    )  # fmt: skip
+    return training, faster
+
+
+def cross_validate(
+    tested: data.Dataset, others: list[data.Dataset], recipe, n_folds: int
+) -> Iterator[tuple[FasterGradCAM, np.ndarray]]:
+    """For each fold of ``tested`` a model that was trained on its other folds and on ``others``.
+
+    A fold is a contiguous block of each class, because neighbouring photos are near duplicates.
+
+    Yields:
+        The model, and the indices of the images it has not seen.
+    """
+    fold = data.folds(tested.labels, n_folds)
+    for k in range(n_folds):
+        part = replace(tested, train=np.flatnonzero(fold != k), test=np.flatnonzero(fold == k))
+        dataset = join([part, *others], recipe)
+        yield fit(*build(recipe), dataset, recipe)[1], part.test
