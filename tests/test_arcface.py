@@ -38,19 +38,6 @@ def test_logits_are_scale_times_cos_of_theta_plus_margin_for_the_own_class_only(
     np.testing.assert_allclose(layer(at_angles(30, 30), np.array([0, 1])), expected, rtol=1e-5)
 
 
-def test_each_class_can_have_a_margin_of_its_own():
-    layer = ArcFace(2, scale=10.0, margin=[0.3, 0.0])
-    layer.build((None, 2))
-    layer.set_weights([np.eye(2)])
-    embeddings = np.array([[1.0, 1.0], [1.0, 1.0]], np.float32)
-    logits = layer(embeddings, np.array([0, 1]))
-    quarter = np.pi / 4
-    expected = 10 * np.cos([[quarter + 0.3, quarter], [quarter, quarter]])
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
-    with pytest.raises(ValueError, match="one or one a class"):
-        ArcFace(2, margin=[0.1, 0.1, 0.1])
-
-
 def test_margin_zero_is_the_cosine_softmax(rng):
     layer = layer_with(rng.normal(size=(5, 4)), scale=7.0, margin=0.0)
     embeddings, labels = rng.normal(size=(6, 5)).astype(np.float32), rng.integers(4, size=6)

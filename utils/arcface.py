@@ -26,8 +26,7 @@ class ArcFace(keras.layers.Layer):
     Args:
         n_classes: K, number of prototypes.
         scale: s, radius of the hypersphere; > 0.
-        margin: m in radians, in [0, π), one for all classes or one for each. At 0 the logits are those of the cosine
-            softmax.
+        margin: m in radians, in [0, π). At 0 the logits are those of the cosine softmax.
         easy_margin: apply the margin only where θ < π/2. Otherwise it is applied where θ + m < π, and beyond that
             cos θ − m·sin m continues the curve downwards, so that a worse angle never pays.
 
@@ -37,15 +36,12 @@ class ArcFace(keras.layers.Layer):
 
     def __init__(self, n_classes, scale=30.0, margin=0.3, easy_margin=False, **kwargs):
         super().__init__(**kwargs)
-        margins = np.ravel(np.asarray(margin, np.float32))
-        fits = len(margins) in (1, n_classes) and ((margins >= 0) & (margins < math.pi)).all()
-        if n_classes < 1 or scale <= 0 or not fits:
+        if n_classes < 1 or scale <= 0 or not 0 <= margin < math.pi:
             raise ValueError(
-                "ArcFace needs n_classes >= 1, scale > 0 and 0 <= margin < pi, one or one a class. "
+                "ArcFace needs n_classes >= 1, scale > 0 and 0 <= margin < pi. "
                 f"Received: n_classes={n_classes!r}, scale={scale!r}, margin={margin!r}"
             )
         self.n_classes, self.scale, self.margin, self.easy_margin = n_classes, scale, margin, easy_margin
-        self.margins = margins  # (1,) or (K,)
 
     def build(self, embeddings_shape, labels_shape=None):
         self.kernel = self.add_weight(
@@ -58,12 +54,12 @@ class ArcFace(keras.layers.Layer):
             return cosine
         # The gradient of the square root is infinite at |cos θ| = 1, hence the floor.
         sine = ops.sqrt(ops.maximum(1.0 - ops.square(cosine), 1e-7))
-        with_margin = cosine * np.cos(self.margins) - sine * np.sin(self.margins)  # cos(θ + m)
+        with_margin = cosine * math.cos(self.margin) - sine * math.sin(self.margin)  # cos(θ + m)
         if self.easy_margin:
             with_margin = ops.where(cosine > 0, with_margin, cosine)
         else:
-            beyond = cosine - self.margins * np.sin(self.margins)
-            with_margin = ops.where(cosine > -np.cos(self.margins), with_margin, beyond)
+            beyond = cosine - self.margin * math.sin(self.margin)
+            with_margin = ops.where(cosine > -math.cos(self.margin), with_margin, beyond)
         own_class = ops.one_hot(labels, self.n_classes, dtype=cosine.dtype)
         return self.scale * (own_class * with_margin + (1.0 - own_class) * cosine)
 
@@ -114,10 +110,10 @@ def train(
     """Train an embedding network in place with ArcFace, on the dataset's training images only.
 
     Adam (amsgrad, as in the original) with a cosine-decayed learning rate; batches hold every class equally often, and
-    of a class every source (see `data.join`); the class *none* has no margin; augmentation as in
-    `utils.augment`. Seeds and deterministic kernels are set for the whole process (`repro.seed_everything`). A
-    contiguous eighth of each class and source is held out to choose the best weights (lowest cross-entropy of
-    scale·cos θ, no margin). Ctrl-C ends the training and keeps the best so far.
+    of a class every source (see `data.join`); augmentation as in `utils.augment`. Seeds and deterministic kernels are
+    set for the whole process (`repro.seed_everything`). A contiguous eighth of each class and source is held out to
+    choose the best weights (lowest cross-entropy of scale·cos θ, no margin). Ctrl-C ends the training and keeps the
+    best so far.
 
     Args:
         network: float32 (N, S, S, 3) → embedding (N, D), from `networks.embedding_network` or your own.
@@ -132,9 +128,7 @@ def train(
     """
     _check_training(network, dataset, steps, batch_size, evaluations, augmentation)
     repro.seed_everything(seed)
-    # A hand is to be much nearer to its class than to "none"; what is none need not be as far from a hand.
-    margins = [0.0 if name == data.NONE else margin for name in dataset.class_names]
-    head = ArcFace(len(dataset.class_names), scale, margins, name="arcface")
+    head = ArcFace(len(dataset.class_names), scale, margin, name="arcface")
     # This call comes first: Keras' `layer.input` means the first, and it has to be the embedding alone.
     scores = keras.Model(network.inputs[0], head(network.outputs[0]), name=f"{network.name}_arcface")
     scores.spec = getattr(network, "spec", None)

@@ -407,38 +407,24 @@ def _digest(folder: Path) -> str:
 
 
 def add_none(dataset: Dataset, n_images: int | None = None, seed: int = 0) -> Dataset:
-    """Append images without an object to the class *none*, which comes last.
+    """Append rendered backgrounds without a hand to the class *none*, by default as many as a class has on average.
 
-    Rendered backgrounds, by default as many as a class has images on average; and, where masks are known, half as many
-    images whose object is blurred beyond recognition: something is there, but nothing to name it by. Masks are all
-    False for backgrounds, and all True for the others: what is blurred belongs where it is.
+    The class comes last; an image of it that was there before stays. Masks of the backgrounds are all False.
     """
     size = dataset.images.shape[1]
     n_images = round(len(dataset.images) / len(dataset.class_names)) if n_images is None else n_images
     if n_images < 1:
         raise ValueError(f"Received n_images={n_images}, expected at least 1.")
-    rng = np.random.default_rng(seed)
-    images = np.stack([hands.render_background(rng, image_size=size) for _ in range(n_images)])
-    names = [f"{NONE}_background_{i:04d}" for i in range(n_images)]
-    masks = None
-    if dataset.masks is not None:
-        chosen = rng.choice(np.flatnonzero(dataset.masks.any(axis=(1, 2))), n_images // 2)
-        blurred = [
-            _blur_object(dataset.images[i], dataset.masks[i], images[rng.integers(n_images)], rng) for i in chosen
-        ]
-        names += [f"{NONE}_blurred_{i:04d}" for i in range(len(blurred))]
-        masks = np.repeat([False, True], (n_images, len(blurred)))[:, None, None].repeat(size, 1).repeat(size, 2)
-        images = np.concatenate([images, np.array(blurred, np.uint8).reshape(-1, size, size, 3)])
-    labels = np.zeros(len(images), int)
-    return join(dataset, Dataset(images, labels, (NONE,), masks, *split(labels, seed=seed), tuple(names)))
-
-
-def _blur_object(image, mask, background, rng):
-    """The image, every second time before the background, with its object blurred away."""
-    if rng.random() < 0.5:
-        image = replace_background(image, mask, background)
-    wide = cv2.dilate(mask.astype(np.uint8), np.ones((2 * (len(mask) // 24) + 1,) * 2)) > 0
-    return np.where(wide[..., None], imaging.blur_away(image), image)
+    rng, labels = np.random.default_rng(seed), np.zeros(n_images, int)
+    none = Dataset(
+        np.stack([hands.render_background(rng, image_size=size) for _ in range(n_images)]),
+        labels,
+        (NONE,),
+        None if dataset.masks is None else np.zeros((n_images, size, size), bool),
+        *split(labels, seed=seed),
+        tuple(f"{NONE}_{i:04d}" for i in range(n_images)),
+    )
+    return join(dataset, none)
 
 
 def join(*datasets: Dataset) -> Dataset:
