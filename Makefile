@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which is made on demand from the exact pins of the tests.
 
 PYTHON ?= python3
-TOOLS  := jupyter nbval pytest ruff
+TOOLS  := jupyter nbval pytest pytest-xdist ruff
 READY  := .venv/.ready
 RUN    := .venv/bin/python
 
@@ -23,7 +23,7 @@ demo: out/Demo.html ## run Demo.ipynb on the shipped model and images: out/Demo.
 	@echo "The demo is ready: $(CURDIR)/out/Demo.html"
 
 test: lint ## run all tests, notebooks included
-	$(RUN) -m pytest --nbval
+	$(RUN) -m pytest --nbval --numprocesses=2 --dist=loadfile
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(RUN) -m jupyter lab

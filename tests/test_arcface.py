@@ -163,6 +163,23 @@ def test_one_image_a_class_and_no_masks_train():
     assert len(training.history) == 1
 
 
+def test_none_shows_hidden_objects_now_and_then(monkeypatch):
+    calls = []
+    monkeypatch.setattr(arcface.augment, "augment", lambda image, mask, b, r, s, hidden: calls.append(hidden) or image)
+    images, masks = np.zeros((6, 32, 32, 3), np.uint8), np.zeros((6, 32, 32), bool)
+    images[:4], masks[:4, :16] = 1, True  # the class "a"; "none" is black
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    for names, expected in ((("a", "none"), arcface.HIDDEN), (("a", "b"), 0)):
+        dataset = data.Dataset(images, labels, names, masks, np.arange(6), np.array([], int), tuple("abcdef"))
+        batches = list(arcface._batches(dataset, labels * 0, np.arange(6), 100, 10, 1.0, seed=0))
+        hidden = np.array(calls[:1000]).reshape(10, 100)
+        calls.clear()
+        for flags, (pictures, classes) in zip(hidden, batches, strict=True):
+            assert classes[flags].all()  # all of them under "none", and showing "a"
+            np.testing.assert_array_equal(pictures[:, 0, 0, 0], (classes == 0) | flags)
+        assert abs(hidden.sum() / 500 - expected) < 0.05
+
+
 @pytest.mark.parametrize(
     "change, sentence",
     [

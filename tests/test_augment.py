@@ -51,6 +51,22 @@ def test_now_and_then_the_background_is_the_blurred_picture_itself(hand, rng, mo
     assert red > 5 * blue  # blue comes in patches only
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.2])
+def test_nothing_is_left_of_a_hidden_object(hand, rng, monkeypatch, strength):
+    monkeypatch.setattr(augment, "CAMERA", 0)
+    monkeypatch.setattr(augment.imaging, "blur_away", np.zeros_like)
+    image, mask = hand
+    image[~mask], image[mask] = 40, 240
+    grey = np.full((1, 40, 40, 3), 40, np.uint8)
+    brightest = {
+        hidden: [augment.augment(image, mask, grey, rng, strength, hidden).max() for _ in range(10)]
+        for hidden in (True, False)
+    }
+    assert max(brightest[True]) < 120 < min(brightest[False])
+    for unknown in (None, mask | True):  # nothing is known to be the object, so nothing is hidden
+        assert augment.augment(image, unknown, grey, rng, strength, hidden=True).min() > 0
+
+
 def test_a_mask_of_everything_keeps_the_background(hand, rng):
     image = np.full((40, 40, 3), 100, np.uint8)
     blue = np.full((1, 40, 40, 3), 100, np.uint8)

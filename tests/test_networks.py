@@ -110,7 +110,7 @@ def test_seeded_weights_without_a_global_seed():
 
 
 @every_backbone
-def test_weights_from_a_file_freeze_the_batch_norms(backbone, tmp_path, rng):
+def test_weights_from_a_file_freeze_batch_norms_and_fine_layers(backbone, tmp_path, rng):
     published = networks.BACKBONES[backbone].build(input_shape=(96, 96, 3), alpha=0.35, include_top=False, weights=None)
     published.save_weights(tmp_path / "mine.weights.h5")
     spec = Spec(backbone, image_size=96, alpha=0.35, output_stride=32)
@@ -120,6 +120,9 @@ def test_weights_from_a_file_freeze_the_batch_norms(backbone, tmp_path, rng):
         maps(network, LAST_LAYERS[backbone], images), published(images / 127.5 - 1, training=False), atol=1e-4
     )
     assert batch_norms(network) and not any(layer.trainable for layer in batch_norms(network))
+    kernels = [layer for layer in network.layers if layer.trainable and layer.weights]
+    assert kernels[-1].name == "embedding" and len(kernels) > 10
+    assert kernels[0].input.shape[1] > 12 >= kernels[0].output.shape[1]
 
 
 def test_imagenet_weights_are_looked_for_in_the_folder_first(tmp_path, monkeypatch):

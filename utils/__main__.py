@@ -246,14 +246,12 @@ def _export(options) -> int:
     print("converting ...", flush=True)
     file = export.export_float(faster, options.model / runtime.FLOAT_FILE)
     print(f"{file}  {file.stat().st_size / 1e6:.1f} MB", flush=True)
-    training = faster.meta.get("training", {})
-    sources = options.data or training.get("data", [])
+    training = recipe.of(faster)
+    sources = options.data or training.data
     missing = [source for source in sources if source not in recipe.SOURCES and not Path(source).is_dir()]
     if missing or not sources:
         raise ValueError(f"int8 needs training images; name them with --data. Not found: {missing or 'any'}")
-    render = argparse.Namespace(**{"n_images": 600, "variety": 1.0, "seed": 0} | training)
-    render.image_size = faster.image_size[0]
-    datasets = [recipe.load(source, render) for source in sources]
+    datasets = [recipe.load(source, training) for source in sources]
     images = np.concatenate([dataset.images[dataset.train] for dataset in datasets])
     file = export.export_int8(file, images, options.model / runtime.INT8_FILE)
     print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, calibrated on images of {', '.join(sources)}")
@@ -270,7 +268,9 @@ def _evaluate(options) -> int:
     for path in filter(None, (options.json, options.plot)):  # better now than after the measurements
         path.parent.mkdir(parents=True, exist_ok=True)
     faster = FasterGradCAM.load(options.model)
-    training = argparse.Namespace(**faster.meta["training"])
+    if options.folds and "training" not in faster.meta:
+        raise ValueError(f"--folds needs a model that `train` made; {options.model} does not tell how it was trained.")
+    training = recipe.of(faster)
     name = Path(options.data).name
     dataset = recipe.load(options.data, training)
     if options.folds:

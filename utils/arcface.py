@@ -12,6 +12,8 @@ from keras import ops
 
 from utils import augment, data, networks, repro
 
+HIDDEN = 0.1  # share of the class *none* that shows objects of the other classes, blurred away
+
 
 @keras.saving.register_keras_serializable("faster_grad_cam")
 class ArcFace(keras.layers.Layer):
@@ -134,8 +136,10 @@ def train(
     scores.spec = getattr(network, "spec", None)
     label = keras.Input((), dtype="int32", name="label")
     trainer = keras.Model([network.inputs[0], label], head(network.outputs[0], label))
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps), amsgrad=True)
+    optimizer.build(trainer.trainable_variables)  # else the first step creates them, and everything is traced twice
     trainer.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps), amsgrad=True),
+        optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=False,  # on a CPU, XLA takes longer to compile than the whole training
     )
@@ -205,18 +209,25 @@ def _batches(dataset, sources, indices, batch_size, steps, augmentation, seed):
     for index in indices:
         parts.setdefault((dataset.labels[index], sources[index]), []).append(index)
     by_class = [[part for (label, _), part in parts.items() if label == k] for k in range(len(dataset.class_names))]
+    none = dataset.class_names.index(data.NONE) if data.NONE in dataset.class_names else -1
+    known = np.zeros(len(dataset.labels)) if dataset.masks is None else dataset.masks.mean(axis=(1, 2))
+    hideable = indices[(dataset.labels[indices] != none) & (known[indices] > 0) & (known[indices] < 1)]
     backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed, augmentation)
 
     def batch(step):
         rng = np.random.default_rng([seed, step])
-        drawn = [by_class[k] for k in rng.permutation(batch_size) % len(by_class)]
-        chosen = [rng.choice(own[rng.integers(len(own))]) for own in drawn]
+        labels = rng.permutation(batch_size) % len(by_class)
+        hidden = (labels == none) & (rng.random(batch_size) < HIDDEN * augmentation) & (len(hideable) > 0)
+        chosen = [
+            rng.choice(hideable if hide else by_class[k][rng.integers(len(by_class[k]))])
+            for k, hide in zip(labels, hidden, strict=True)
+        ]
         masks = [None] * batch_size if dataset.masks is None else dataset.masks[chosen]
         images = [
-            augment.augment(dataset.images[j], mask, backgrounds, rng, augmentation)
-            for j, mask in zip(chosen, masks, strict=True)
+            augment.augment(dataset.images[j], mask, backgrounds, rng, augmentation, hide)
+            for j, mask, hide in zip(chosen, masks, hidden, strict=True)
         ]
-        return np.stack(images), dataset.labels[chosen].astype(np.int32)
+        return np.stack(images), labels.astype(np.int32)
 
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(batch, 0)

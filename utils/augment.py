@@ -12,7 +12,7 @@ import numpy as np
 from utils import data, hands, imaging
 
 # The full strength.
-ROTATION = 40.0  # degrees, either way
+ROTATION = 30.0  # degrees, either way
 SHEAR = 0.2  # either way
 SHIFT = 0.2  # of the image's side, either way
 ZOOM = 0.3  # relative, either way, of an image that keeps its background
@@ -26,6 +26,7 @@ NOISE = (2.0, 12.0)  # standard deviation, of 255
 JPEG = (20, 80)  # quality
 PATCH = (0.1, 0.35)  # side, of the image's side
 SAME_BLURRED = 0.2  # probability that a part of the object is left in the picture and all else blurred away
+WIDER = (0.0, 0.1)  # of the image's side: how far about a hidden object all is blurred away
 LEFT = (0.5, 1.0)  # of the width and height of an object, what is left then
 N_BACKGROUNDS = 300  # rendered once a training; each use flips and turns one of them anew
 
@@ -41,6 +42,7 @@ def augment(
     backgrounds: np.ndarray,
     rng: np.random.Generator,
     strength: float = 1.0,
+    hidden: bool = False,
 ) -> np.ndarray:
     """One random variation of one image.
 
@@ -51,22 +53,26 @@ def augment(
         backgrounds: uint8 (B, S, S, 3).
         strength: of the change in geometry, light and camera, and probability of a new background, 0 to 1.
             Mirrored is every second image at any strength.
+        hidden: blur the object away, where its mask is known: what is left does not show its class any more.
 
     Returns:
         float32 (S, S, 3), values 0..255.
     """
-    cut_out = mask is not None and mask.any() and not mask.all() and (strength == 1 or rng.random() < strength)
+    known = mask is not None and mask.any() and not mask.all()
+    cut_out = known and (strength == 1 or rng.random() < strength)
     warp = _random_warp(mask if cut_out else np.ones(image.shape[:2], bool), cut_out, strength, rng)
     size = image.shape[1::-1]
     image = cv2.warpAffine(image, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    if cut_out or (mask is not None and not mask.any() and strength == 1):
-        # Outside the photo there is no hand: the border of the mask is 0, not a copy of its edge.
+    if mask is not None:  # outside the photo there is no hand: the border of the mask is 0, not a copy of its edge
         mask = cv2.warpAffine(mask.astype(np.uint8), warp, size, flags=cv2.INTER_NEAREST)
+    if cut_out or (mask is not None and not mask.any() and strength == 1):
         background = np.rot90(backgrounds[rng.integers(len(backgrounds))], rng.integers(4))
-        if rng.random() < SAME_BLURRED:
+        if cut_out and not hidden and rng.random() < SAME_BLURRED:
             background, mask = imaging.blur_away(image), _part_of(mask, rng)
         image = _relight(image, rng, strength / 2)  # hand and room each have a light of their own
         image = data.replace_background(image, mask > 0, background)
+    if hidden and known:
+        image = data.replace_background(imaging.blur_away(image), _about(mask, rng), image)
     image = _relight(image, rng, strength)
     return _photograph(image, backgrounds, rng, strength).astype(np.float32)
 
@@ -78,6 +84,12 @@ def _part_of(mask, rng):
     centre = np.array([x, y]) + size / 2 + rng.random(2) * (box - size)
     axes = np.maximum(size / 2, 1)
     return cv2.ellipse(np.zeros_like(mask), (centre.tolist(), (2 * axes).tolist(), 0.0), 1, -1)
+
+
+def _about(mask, rng):
+    """The mask, made wider at random: bool (S, S)."""
+    width = 2 * round(len(mask) * rng.uniform(*WIDER)) + 1
+    return cv2.dilate(mask, np.ones((width, width), np.uint8)) > 0
 
 
 def views(dataset: data.Dataset, backgrounds: np.ndarray, seed: int, strength: float = 1.0) -> np.ndarray:

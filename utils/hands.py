@@ -176,13 +176,14 @@ def _rotation(yaw, pitch, roll):
 
 def _sample_view(gesture, rng, variety):
     """Rotation from hand to camera axes (3,3) and the direction of the forearm in camera axes (3,)."""
-    roll = rng.uniform(-90, 90) if rng.random() < 0.2 * variety else min(max(rng.normal(0, 18), -40), 40)
+    any_way = rng.random() < 0.35 * variety  # sideways, or downward
+    roll = rng.uniform(-180, 180) if any_way else min(max(rng.normal(0, 18), -40), 40)
     roll *= variety
     if gesture == "gu" and rng.random() < 0.33 * variety:  # a fist towards the camera, the back of the hand up
         rotation = _rotation(180 + rng.normal(0, 14), rng.uniform(38, 78), roll / 2)
         arm = 0.8 * _unit(rotation[:, 1] * (-1, -1, -0.3)) + (rng.normal(0, 0.9), -0.8, -0.2)
     else:
-        yaw = variety * rng.normal(0, 40 if rng.random() < 0.15 else 18)
+        yaw = variety * rng.normal(0, 55 if rng.random() < 0.25 else 18)  # up to a hand from the side
         rotation = _rotation(180 * rng.integers(2) + yaw, variety * rng.normal(0, 13), roll)
         arm = rotation[:, 1] * (-1, -1, -0.4) + math.sin(math.radians(rng.normal(0, 10))) * rotation[:, 0]
     return rotation, _unit(arm)
@@ -493,8 +494,8 @@ def _photograph(picture, rng):
     size = len(picture)
     gain = (rng.uniform(0.7, 1.2) * rng.normal(1, 0.04, 3)).astype(np.float32)
     chance = rng.random()
-    if chance < 0.1:  # motion
-        length, angle = rng.uniform(0.015, 0.035) * size, rng.uniform(0, math.pi)
+    if chance < 0.15:  # motion
+        length, angle = rng.uniform(0.015, 0.05) * size, rng.uniform(0, math.pi)
         middle = math.ceil(length)
         dx, dy = round(length * math.cos(angle)), round(length * math.sin(angle))
         kernel = np.zeros((2 * middle + 1,) * 2, np.float32)

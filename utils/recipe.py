@@ -3,6 +3,7 @@
 A recipe is the namespace of that command's options; a model folder keeps it in ``meta.json`` as "training".
 """
 
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -13,6 +14,12 @@ from utils import arcface, augment, data, networks
 from utils.faster_gradcam import FasterGradCAM, check_settings
 
 SOURCES = ("janken", "synthetic")  # any other name is a folder
+
+
+def of(faster: FasterGradCAM) -> Namespace:
+    """How a model was trained, as far as its folder tells: at least enough to load images for it."""
+    images = {"data": [], "n_images": 600, "variety": 1.0, "seed": 0}
+    return Namespace(**images | faster.meta.get("training", {}) | {"image_size": faster.image_size[0]})
 
 
 def load(source: str, recipe) -> data.Dataset:
