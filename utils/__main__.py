@@ -123,7 +123,15 @@ def _parser():
         help="drawn first; keys in the window: s heat map or box, p pause, w write the picture, q quit",
     )  # fmt: skip
     demo.add_argument("--save", type=Path, metavar="FILE", help="write the annotated frames as .mp4 or .avi")
-    demo.add_argument("--headless", action="store_true", help="no window; one JSON line a second")
+    shown = demo.add_mutually_exclusive_group()
+    shown.add_argument("--headless", action="store_true", help="no window; one JSON line a second")
+    shown.add_argument("--web", action="store_true", help="serve a page that explains the browser's camera")
+    shown.add_argument("--export", type=Path, metavar="PAGE", help="write that page, model inside, as .html")
+    demo.add_argument("--port", type=int, default=8000, help="of --web, on 127.0.0.1")
+    demo.add_argument(
+        "--assets", type=Path, metavar="DIR",
+        help="with --web: node_modules folder with @litertjs/core, served instead of taking it from its CDN",
+    )  # fmt: skip
 
     benchmark = commands.add_parser(
         "benchmark", help="what an explanation costs here, beside exact Grad-CAM", formatter_class=default
@@ -298,8 +306,23 @@ def _demo(options) -> int:
     from utils import demo, runtime
 
     file = options.model / (runtime.INT8_FILE if options.int8 else runtime.FLOAT_FILE)
+    if options.web or options.export:
+        return _demo_in_browser(options, file)
     demo.run(options.source, file, options.mode, options.save, options.headless, options.threads)
     return 0
+
+
+def _demo_in_browser(options, file) -> int:
+    from utils import web
+
+    if options.source != "0" or options.save:
+        raise ValueError("The page takes the browser's own camera: --source and --save do not go with it.")
+    if options.export:
+        print(f"wrote {web.export(file, options.export, options.mode)}")
+        return 0
+    with web.server(file, options.port, options.mode, options.assets) as server:
+        print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
 
 
 def _benchmark(options) -> int:

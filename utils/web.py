@@ -1,0 +1,151 @@
+"""The live demo in a browser: one page with the network in it, run by LiteRT.js where the camera is. No TensorFlow.
+
+`page.html` beside this file is its template. The page computes what `runtime.Explainer` does, and sends nothing.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils import heatmap, runtime
+
+PACKAGES = ("core", "wasm-utils")  # of LiteRT.js, on npm under @litertjs
+CDN = "https://cdn.jsdelivr.net/npm/@litertjs/{package}@2.5.3/"
+SERVED = "/@litertjs/{package}/"  # by `server`, from a folder
+TEMPLATE = Path(__file__).with_name("page.html")
+FRAME_HEIGHT = 780  # pixels
+
+
+def page(file: str | os.PathLike, mode: str = "heatmap", packages: str = CDN) -> str:
+    """The page, as HTML, with an explainer file in it.
+
+    Args:
+        file: an ``explainer.tflite`` or ``explainer_int8.tflite``.
+        mode: what is drawn first, "heatmap" or "box".
+        packages: where the browser finds LiteRT.js: address of each of `PACKAGES`, with ``{package}`` for its name.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `runtime.read_metadata`.
+    """
+    metadata = runtime.read_metadata(file)
+    urls = {package: packages.format(package=package) for package in PACKAGES}
+    turbo = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], heatmap.COLORMAP)[0, :, ::-1]  # (256, RGB)
+    settings = {
+        "metadata": {name: metadata[name] for name in ("class_names", "image_size", "precision")},
+        "colours": _base64(turbo.tobytes()), "wasm": f"{urls['core']}wasm/", "mode": mode,
+    }  # fmt: skip
+    imports = {f"@litertjs/{package}": f"{url}dist/index.js" for package, url in urls.items()}
+    text = TEMPLATE.read_text(encoding="utf-8").replace("{{imports}}", _json({"imports": imports}))
+    policy = _policy(text, ["'self'"] if packages == SERVED else urls.values())
+    values = {"policy": policy, "settings": _json(settings), "model": _base64(Path(file).read_bytes())}
+    return re.sub("{{(policy|settings|model)}}", lambda match: values[match[1]], text)
+
+
+def frame(file: str | os.PathLike) -> str:
+    """The page as a frame for a notebook, HTML. It keeps the notebook's origin: without one it would get no camera."""
+    sandbox = 'sandbox="allow-scripts allow-same-origin" allow="camera"'
+    return (
+        f'<div><iframe title="Faster-Grad-CAM, live" {sandbox} width="100%" height="{FRAME_HEIGHT}" style="border: 0" '
+        f'srcdoc="{html.escape(page(file))}"></iframe></div>'
+    )
+
+
+def export(file: str | os.PathLike, path: str | os.PathLike, mode: str = "heatmap") -> Path:
+    """Write the page for any static host; it appears as a whole or not at all.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `page`, or ``path`` does not end in .html.
+    """
+    path = Path(path)
+    if path.suffix != ".html":
+        raise ValueError(f"A page must end in .html. Received: {path}")
+    text = page(file, mode)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def server(
+    file: str | os.PathLike, port: int, mode: str = "heatmap", assets: str | os.PathLike | None = None
+) -> ThreadingHTTPServer:
+    """A server of the page on 127.0.0.1, bound but not yet serving.
+
+    Args:
+        file, mode: as of `page`.
+        port: 0 takes a free one.
+        assets: a ``node_modules`` folder with LiteRT.js, for machines that do not reach the CDN.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `page`; LiteRT.js is not in the folder; no such port.
+        OSError: the port is taken.
+    """
+    if assets and (missing := [p for p in PACKAGES if not Path(assets, "@litertjs", p, "dist", "index.js").is_file()]):
+        raise FileNotFoundError(f"There is no @litertjs/{missing[0]} in {assets}; npm install @litertjs/core adds it.")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"The port must be in 0..65535. Received: {port}")
+    content = page(file, mode, SERVED if assets else CDN).encode()
+
+    class Handler(SimpleHTTPRequestHandler):
+        extensions_map = {".js": "text/javascript", ".wasm": "application/wasm", "": "application/octet-stream"}
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=assets)
+
+        def do_GET(self):
+            if self.path == "/":
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+            elif assets and self.path.startswith("/@litertjs/"):
+                super().do_GET()
+            else:
+                self.send_error(404)
+
+        def do_HEAD(self):
+            self.send_error(405)
+
+        def list_directory(self, path):
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+
+
+def _policy(text, sources):
+    """Content security policy: the scripts and styles of this text, LiteRT.js from its sources, nothing else."""
+    scripts = re.findall('<script type="(?:importmap|module)">(.*?)</script>', text, re.S)
+    styles = re.findall("<style>(.*?)</style>", text, re.S)
+    scripts, styles = (
+        " ".join(f"'sha256-{_base64(hashlib.sha256(part.encode()).digest())}'" for part in parts)
+        for parts in (scripts, styles)
+    )
+    where = " ".join(sources)
+    return (
+        f"default-src 'none'; script-src {scripts} 'wasm-unsafe-eval' {where}; connect-src {where}; "
+        f"style-src {styles}; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _base64(content):
+    return base64.b64encode(content).decode()
+
+
+def _json(value):
+    return json.dumps(value).replace("<", "\\u003c")  # a class name cannot end the script that it stands in
