@@ -34,9 +34,8 @@ class Browser:
             file = Path(self._profile.name, "DevToolsActivePort")
             wait(lambda: file.is_file() and len(file.read_text().split()) == 2)
             port, path = file.read_text().split()
-            self._socket = websocket.create_connection(
-                f"ws://127.0.0.1:{port}{path}", timeout=SECONDS, suppress_origin=True
-            )
+            options = {"timeout": SECONDS, "suppress_origin": True, "skip_utf8_validation": True}  # which is slow
+            self._socket = websocket.create_connection(f"ws://127.0.0.1:{port}{path}", **options)
         except BaseException:
             self.close()
             raise
@@ -96,6 +95,10 @@ class Tab:
         self._browser, self._session, self.files = browser, session, files
         self.errors, self.requests = [], []
 
+    def close(self):
+        """Close the page; its camera goes off."""
+        self.call("Page.close")
+
     def prepare(self, before=""):
         for domain in ("Runtime", "Log", "Network", "Page", "DOM"):
             self.call(f"{domain}.enable")
@@ -128,7 +131,8 @@ class Tab:
         headers = {"Content-Type": TYPES[file.suffix], "Access-Control-Allow-Origin": "*"}
         headers = [{"name": name, "value": value} for name, value in headers.items()]
         body = base64.b64encode(file.read_bytes()).decode()
-        return self.call("Fetch.fulfillRequest", requestId=request, responseCode=200, responseHeaders=headers, body=body)
+        answer = {"responseCode": 200, "responseHeaders": headers, "body": body}
+        return self.call("Fetch.fulfillRequest", requestId=request, **answer)
 
     def open(self, url):
         self.call("Page.navigate", url=url)
@@ -136,7 +140,7 @@ class Tab:
 
     def run(self, script: str):
         """The value of a JavaScript expression; a promise is awaited."""
-        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"].get("exception", {}).get("description", script))
         return result["result"].get("value")
@@ -174,7 +178,8 @@ class Tab:
 
     def screenshot(self, path: Path, width: int, height: int, dark: bool = False):
         """A picture of the whole page at a width."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         time.sleep(0.3)

@@ -317,6 +317,8 @@ def _demo_in_browser(options, file) -> int:
 
     if options.source != "0" or options.save:
         raise ValueError("The page takes the browser's own camera: --source and --save do not go with it.")
+    if options.export and options.assets:
+        raise ValueError("--assets needs --web: an exported page takes LiteRT.js from its CDN.")
     if options.export:
         print(f"wrote {web.export(file, options.export, options.mode)}")
         return 0

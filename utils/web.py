@@ -102,7 +102,7 @@ def server(
         extensions_map = {".js": "text/javascript", ".wasm": "application/wasm", "": "application/octet-stream"}
 
         def __init__(self, *arguments):
-            super().__init__(*arguments, directory=assets)
+            super().__init__(*arguments, directory=assets and Path(assets, "@litertjs"))
 
         def do_GET(self):
             if self.path == "/":
@@ -112,6 +112,7 @@ def server(
                 self.end_headers()
                 self.wfile.write(content)
             elif assets and self.path.startswith("/@litertjs/"):
+                self.path = self.path.removeprefix("/@litertjs")
                 super().do_GET()
             else:
                 self.send_error(404)
