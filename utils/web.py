@@ -21,7 +21,7 @@ PACKAGES = ("core", "wasm-utils")  # of LiteRT.js, on npm under @litertjs
 CDN = "https://cdn.jsdelivr.net/npm/@litertjs/{package}@2.5.3/"
 SERVED = "/@litertjs/{package}/"  # by `server`, from a folder
 TEMPLATE = Path(__file__).with_name("page.html")
-FRAME_HEIGHT = 780  # pixels
+FRAME_HEIGHT = 820  # pixels
 
 
 def page(file: str | os.PathLike, mode: str = "heatmap", packages: str = CDN) -> str:
@@ -90,7 +90,7 @@ def server(
 
     Raises:
         FileNotFoundError, ValueError: as of `page`; LiteRT.js is not in the folder; no such port.
-        OSError: the port is taken.
+        OSError: the port is taken, or not for everybody.
     """
     if assets and (missing := [p for p in PACKAGES if not Path(assets, "@litertjs", p, "dist", "index.js").is_file()]):
         raise FileNotFoundError(f"There is no @litertjs/{missing[0]} in {assets}; npm install @litertjs/core adds it.")
@@ -126,7 +126,10 @@ def server(
         def log_message(self, *_):
             pass
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise OSError(f"Cannot serve on port {port} ({error.strerror}); choose another with --port.") from None
 
 
 def _policy(text, sources):
