@@ -354,6 +354,13 @@ def test_a_lost_camera_is_one_sentence(camera):
     assert text(camera, "start") == "Start the camera"
 
 
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    imaging.write_image(path, hands.render_hands(["pa"], seed=3)[0][0])
+    return path
+
+
 def still(tab, path):
     """Drop a file; the page's result of it."""
     tab.run("results.length = 0")
@@ -413,6 +420,18 @@ def test_every_control_has_a_name_and_its_turn(tab):
     assert tab.run("[spoken.role, problem.role, document.documentElement.lang].join()") == "status,alert,en"
 
 
+@pytest.mark.parametrize("width", [320, 390, 1100])
+def test_it_fits_any_screen_and_finger(width, tab, photo, tmp_path):
+    still(tab, photo)
+    for dark in (False, True):
+        tab.screenshot(tmp_path / f"{dark}.png", width, 800, dark)
+        assert tab.run("document.documentElement.scrollWidth") <= width
+    low = "[...controls.children].filter((element) => element.getBoundingClientRect().height < 44).map((e) => e.id)"
+    assert tab.run(low) == []
+    dark, light = (imaging.read_image(tmp_path / f"{name}.png")[-1, 0].mean() for name in (True, False))
+    assert dark < 60 and light > 200
+
+
 def test_a_screen_reader_hears_changes_and_no_flood(camera):
     camera.run("""globalThis.words = []; new MutationObserver(() => words.push(performance.now())).observe(
       document.getElementById("spoken"), {childList: true})""")
@@ -422,13 +441,6 @@ def test_a_screen_reader_hears_changes_and_no_flood(camera):
 
 
 # What may go wrong
-
-
-@pytest.fixture
-def photo(tmp_path):
-    path = tmp_path / "photo.png"
-    imaging.write_image(path, hands.render_hands(["pa"], seed=3)[0][0])
-    return path
 
 
 @pytest.mark.parametrize("reason", ["refused", "missing", "insecure"])
@@ -538,12 +550,12 @@ def test_it_is_fast(file, chromium, serve):
         tab, again = open_page()
         seconds.append(again)
     explainer, image, alone, rates = runtime.Explainer(file, 1), np.zeros((96, 96, 3), np.uint8), [], []
-    for _ in range(10):
-        for _ in range(20):
-            explainer.explain(image)
-            alone.append(explainer.network_seconds * 1000)
-        tab.run("new Promise((done) => setTimeout(done, 1000))")
-        rates.append(float(text(tab, "rates").split()[0]))
+    for i in range(300):
+        time.sleep(0.03)  # at the camera's pace, so that neither has warmer caches
+        explainer.explain(image)
+        alone.append(explainer.network_seconds * 1000)
+        if i % 30 == 29:
+            rates.append(float(text(tab, "rates").split()[0]))
     network = np.quantile(tab.run("results.map(({result}) => result.milliseconds)"), 0.1)
     tab.close()
     ratio = network / np.quantile(alone, 0.1)
