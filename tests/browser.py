@@ -1,20 +1,54 @@
 """Drive a headless Chromium through its DevTools protocol: pages, keys, files, and what they asked of the network."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import websocket
 
+from utils import web
+
 COMMAND = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SECONDS = 20  # for anything to happen
+SECONDS = 60  # for anything to happen
+NODE_MODULES = Path(__file__).resolve().parents[1] / "out" / "litertjs" / "node_modules"
 TYPES = {".js": "text/javascript", ".wasm": "application/wasm"}
+
+# Gathers what the page says, and hands out arrays as text.
+RECORD = """
+globalThis.results = [];
+document.addEventListener("explained", (event) => results.push(event.detail));
+globalThis.toText = ({buffer, byteOffset, byteLength}) => {
+  const bytes = new Uint8Array(buffer, byteOffset, byteLength);
+  return btoa(Array.from({length: Math.ceil(bytes.length / 4096)},
+    (_, i) => String.fromCharCode(...bytes.subarray(4096 * i, 4096 * (i + 1)))).join(""));
+};
+"""
+
+
+def write_film(path: Path, images: np.ndarray) -> None:
+    """Images uint8 (N, H, W, 3) as a .y4m file, 30 a second; even sides."""
+    with path.open("wb") as file:
+        file.write(b"YUV4MPEG2 W%d H%d F30:1 Ip A1:1 C420jpeg\n" % images.shape[2:0:-1])
+        file.writelines(b"FRAME\n" + cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420).tobytes() for image in images)
+
+
+@contextlib.contextmanager
+def serve(file: Path):
+    """Serve the page of an explainer file, LiteRT.js too; gives its address."""
+    with web.server(file, 0, assets=NODE_MODULES) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 
 class Browser:
