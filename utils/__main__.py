@@ -133,6 +133,32 @@ def _parser():
         help="with --web: node_modules folder with @litertjs/core, served instead of taking it from its CDN",
     )  # fmt: skip
 
+    annotate = commands.add_parser(
+        "annotate", help="boxes from heat maps, as VOC, COCO and YOLO files to train a detector on",
+        formatter_class=default,
+    )  # fmt: skip
+    annotate.set_defaults(run=_annotate)
+    annotate.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    annotate.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER", help="an exported model")
+    annotate.add_argument("--int8", action="store_true", help="take the int8 file")
+    annotate.add_argument("--threads", type=int, default=2, help="CPU threads of the network")
+    annotate.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new, or of an interrupted run")
+    annotate.add_argument("--format", nargs="+", default=["voc", "coco", "yolo"], help="which of these to write")
+    annotate.add_argument(
+        "--threshold", type=_threshold, default="otsu", metavar="T",
+        help="a box surrounds what is hotter: a share of the maximum, otsu, or p75: the 75th percentile",
+    )  # fmt: skip
+    annotate.add_argument("--boxes", type=int, default=1, metavar="N", help="boxes an image at most")
+    annotate.add_argument("--min-area", type=float, default=0.01, help="of a hot region, as a share of the image")
+    annotate.add_argument(
+        "--tight", action="store_true", help="the box of highest IoU with its hot region, not the one round all of it"
+    )
+    annotate.add_argument("--min-iou", type=float, default=0.3, help="of hot region and box; else rejected")
+    annotate.add_argument(
+        "--min-confidence", type=float, default=0.6, help="softmax of 30 x cosine, of the best class; else rejected"
+    )
+    annotate.add_argument("--force", action="store_true", help="begin anew and replace what is there")
+
     benchmark = commands.add_parser(
         "benchmark", help="what an explanation costs here, beside exact Grad-CAM", formatter_class=default
     )
@@ -142,6 +168,13 @@ def _parser():
     benchmark.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     benchmark.add_argument("--plot", type=Path, metavar="FILE", help="draw them: .png or .svg")
     return parser
+
+
+def _threshold(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _train(options) -> int:
@@ -325,6 +358,27 @@ def _demo_in_browser(options, file) -> int:
     with web.server(file, options.port, options.mode, options.assets) as server:
         print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)
         server.serve_forever()
+
+
+def _annotate(options) -> int:
+    from tqdm import tqdm
+
+    from utils import annotate, runtime
+
+    settings = annotate.Settings(
+        options.threshold, options.boxes, options.min_area, options.tight, options.min_iou, options.min_confidence
+    )
+    files = imaging.image_files(options.images)
+    model = options.model / (runtime.INT8_FILE if options.int8 else runtime.FLOAT_FILE)
+    done = annotate.run(
+        files, model, options.out, settings, options.format, options.threads, options.force,
+        lambda files: tqdm(files, "annotating", unit="image", leave=False, delay=2, disable=None),
+    )  # fmt: skip
+    print(f"kept {done.kept} of {len(files)} images; {done.rejected} rejected, see {options.out / annotate.REJECTED}")
+    if done.explained:
+        rates = (f"{done.explained / seconds:.0f}" for seconds in (done.seconds, max(done.explain_seconds, 1e-9)))
+        print("{} images a second, {} without reading and copying them".format(*rates))
+    return 2 if done.unreadable == len(files) else 0
 
 
 def _benchmark(options) -> int:

@@ -134,16 +134,22 @@ def annotate(frame: np.ndarray, result: Explanation, mode: str, rates: tuple[flo
     heat, height, corner = result.heatmaps[0], len(frame), (0, 0)
     picture = heatmap.overlay(frame, heat) if mode == "heatmap" and heat.any() else frame.copy()
     if mode == "box" and (box := heatmap.box(heat)):
-        corner, opposite = box[:2], (box[2] - 1, box[3] - 1)
-        line = max(2, height // 160)
-        cv2.rectangle(picture, corner, opposite, BLACK, 2 * line)  # to be seen on any background
-        cv2.rectangle(picture, corner, opposite, YELLOW, line)
-    top = _write(picture, f"{rates[0]:.0f} FPS, network {rates[1]:.1f} ms", (0, height), height)
-    _write(picture, f"{result.names[0]} {result.scores[0].max():.2f}", corner, top)
+        corner = box[:2]
+        draw_box(picture, box)
+    top = write(picture, f"{rates[0]:.0f} FPS, network {rates[1]:.1f} ms", (0, height), height)
+    write(picture, f"{result.names[0]} {result.scores[0].max():.2f}", corner, top)
     return picture
 
 
-def _write(picture, text, corner, lowest):
+def draw_box(picture: np.ndarray, box: heatmap.Corners) -> None:
+    """Draw a frame just inside the box."""
+    corner, opposite = box[:2], (box[2] - 1, box[3] - 1)
+    line = max(2, len(picture) // 160)
+    cv2.rectangle(picture, corner, opposite, BLACK, 2 * line)  # to be seen on any background
+    cv2.rectangle(picture, corner, opposite, YELLOW, line)
+
+
+def write(picture: np.ndarray, text: str, corner: tuple[int, int], lowest: int) -> int:
     """Write on a plate that stands on the corner (x, y), moved inside and above ``lowest``; returns the plate's top."""
     height, width = picture.shape[:2]
     margin = round(TEXT_HEIGHT * height / 3)

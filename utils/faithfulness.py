@@ -28,18 +28,8 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 def probabilities(explainer, scale: float = 30.0) -> Predict:
-    """``predict`` of a `FasterGradCAM` or a `runtime.Explainer`: softmax of scale · cosine.
-
-    Args:
-        scale: of the ArcFace layer that the network was trained with.
-    """
-
-    def predict(images):
-        logits = scale * explainer.explain(images).scores.astype(np.float64)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
-
-    return predict
+    """``predict`` of a `FasterGradCAM` or a `runtime.Explainer`: see `runtime.Explanation.probabilities`."""
+    return lambda images: explainer.explain(images).probabilities(scale)
 
 
 def keep_and_delete(

@@ -1,10 +1,14 @@
-"""From a raw map to what a person sees: normalised heat map, overlay, segmented image, box."""
+"""From a raw map to what a person sees: normalised heat map, overlay, segmented image, boxes."""
+
+import re
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from utils import imaging
 
+Corners = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, half open
 COLORMAP = cv2.COLORMAP_TURBO  # the one colour map of the project; matplotlib knows it as "turbo"
 
 
@@ -34,19 +38,137 @@ def segment(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     return np.round(image * heatmap[..., None]).astype(np.uint8)
 
 
-def box(heatmap: np.ndarray, threshold: float = 0.5) -> tuple[int, int, int, int] | None:
-    """Box ``(x0, y0, x1, y1)`` in pixels, half open, round the largest connected region hotter than the threshold.
+@dataclass(frozen=True, eq=False)  # == of arrays has no single answer
+class Box:
+    """Where a heat map is hot.
+
+    Attributes:
+        corners: (x0, y0, x1, y1) in pixels, half open.
+        score: share of the map's heat that lies in the region, in (0, 1].
+        region: bool (H, W), the connected hot pixels that the box stands for.
+    """
+
+    corners: Corners
+    score: float
+    region: np.ndarray
+
+
+def hot(heatmap: np.ndarray, threshold: float | str = "otsu") -> np.ndarray:
+    """The map in black and white: True where it is hotter than the threshold, bool (H, W); never where it is 0.
 
     Args:
-        heatmap: float (H, W) in [0, 1].
-        threshold: heat, in [0, 1).
+        heatmap: float (H, W), at least 0.
+        threshold: a share of the map's maximum, in [0, 1); or "otsu", which splits the heat where its two parts differ
+            most (Otsu 1979); or "p75", the 75th percentile: the hottest quarter. Otsu's method is given the fourth
+            root: heat fades over orders of magnitude, and on its own scale only the hottest spot would stand out.
+
+    Raises:
+        ValueError: no such threshold, or no such map.
+    """
+    heatmap = np.asarray(heatmap, np.float32)
+    if heatmap.ndim != 2 or not heatmap.size or not (heatmap >= 0).all() or not np.isfinite(heatmap).all():
+        raise ValueError(f"Expected one finite heat map (H, W), nowhere below 0. Received: shape {heatmap.shape}")
+    return heatmap > _level(heatmap, threshold)
+
+
+def _level(heatmap, threshold):
+    """The heat that a threshold stands for."""
+    peak = float(heatmap.max())
+    if threshold == "otsu":
+        roots = grey((heatmap / max(peak, 1e-12)) ** 0.25)
+        return peak * (cv2.threshold(roots, 0, 255, cv2.THRESH_OTSU)[0] / 255) ** 4 if roots.min() < roots.max() else 0
+    if isinstance(threshold, str) and re.fullmatch(r"p\d{1,2}", threshold):
+        return np.percentile(heatmap, int(threshold[1:]))
+    if not isinstance(threshold, str) and 0 <= threshold < 1:
+        return threshold * peak
+    raise ValueError(f'A threshold must be a number in [0, 1), "otsu" or "p0" to "p99". Received: {threshold!r}')
+
+
+def boxes(
+    heatmap: np.ndarray,
+    threshold: float | str = "otsu",
+    n_boxes: int = 1,
+    min_area: float = 0.0,
+    tight: bool = False,
+) -> list[Box]:
+    """Boxes round the connected hot regions (8 neighbours), the one with the most heat first.
+
+    Args:
+        heatmap: float (H, W), at least 0.
+        threshold: as in `hot`.
+        n_boxes: of so many regions at most.
+        min_area: share of the map that a region must cover.
+        tight: the `best_box` of each region instead of the one that holds all of it.
 
     Returns:
-        None where nothing is hotter than the threshold, as in the map of a *none* image.
+        An empty list where nothing is hot, as in the map of a *none* image.
     """
-    hot = (heatmap > threshold).astype(np.uint8)
-    n_regions, _, stats, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
-    if n_regions == 1:  # region 0 is the background
-        return None
-    x, y, width, height, _ = stats[1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])]
-    return int(x), int(y), int(x + width), int(y + height)
+    if n_boxes < 1 or not 0 <= min_area < 1:
+        raise ValueError(f"Expected n_boxes >= 1 and min_area in [0, 1). Received: {n_boxes!r} and {min_area!r}")
+    n_regions, labels, stats, _ = cv2.connectedComponentsWithStats(hot(heatmap, threshold).astype(np.uint8))
+    heat = np.bincount(labels.ravel(), np.ravel(heatmap), n_regions)
+    found = []
+    for k in 1 + np.argsort(-heat[1:], kind="stable"):  # region 0 is the background
+        x, y, width, height, area = stats[k].tolist()
+        if area >= min_area * labels.size and len(found) < n_boxes:
+            region = labels == k
+            corners = best_box(region)[0] if tight else (x, y, x + width, y + height)
+            found.append(Box(corners, float(heat[k] / heat.sum()), region))
+    return found
+
+
+def box(heatmap: np.ndarray, threshold: float | str = "otsu") -> Corners | None:
+    """Corners of the first of the `boxes`; None where nothing is hot."""
+    found = boxes(heatmap, threshold)
+    return found[0].corners if found else None
+
+
+def best_box(mask: np.ndarray) -> tuple[Corners, float]:
+    """The box of highest intersection over union with a mask, and that IoU; exact on any grid, in integers.
+
+    Dinkelbach's method (1967): for the best ratio I / U so far, find the box with the greatest U·inside − I·union. If
+    that is positive, its ratio is better; if it is 0, there is no better one. Here it is a rectangle of greatest sum,
+    with U + I for a pixel inside the mask and −I for every pixel, which Kadane's scan finds for all pairs of rows.
+    Three rounds are usual: 1 ms for 32 × 32 cells; time grows with the third power of the side.
+
+    Args:
+        mask: bool (H, W), True somewhere.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.ndim != 2 or not mask.any():
+        raise ValueError(f"Expected a bool mask (H, W), True somewhere. Received: {mask.dtype} {mask.shape}")
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))  # pixels beyond it would only add to the union
+    inside = np.zeros((height + 1, width + 1), np.int64)  # integral image
+    inside[1:, 1:] = mask[top : top + height, left : left + width].cumsum(axis=0).cumsum(axis=1)
+    area = np.arange(height + 1)[:, None] * np.arange(width + 1)
+    total, (x0, y0, x1, y1) = inside[-1, -1], (0, 0, width, height)
+    shared, union = total, area[-1, -1]
+    while True:
+        value = (union + shared) * inside - shared * area
+        best = shared * total  # of the box so far
+        improved = False
+        for row in range(height):
+            below = value[row + 1 :] - value[row]  # from this row to each one below, from the left to each column
+            gain = below - np.minimum.accumulate(below, axis=1)
+            if gain.max() > best:
+                best, improved = gain.max(), True
+                i, x1 = np.unravel_index(gain.argmax(), gain.shape)
+                x0, y0, y1 = below[i, :x1].argmin(), row, row + 1 + i
+        if not improved:
+            return (int(left + x0), int(top + y0), int(left + x1), int(top + y1)), float(shared / union)
+        shared = inside[y1, x1] - inside[y0, x1] - inside[y1, x0] + inside[y0, x0]
+        union = total + (y1 - y0) * (x1 - x0) - shared
+
+
+def outline(region: np.ndarray) -> np.ndarray:
+    """The border of a connected region along the edges of its pixels, float32 (P, 2), x and y; holes are filled.
+
+    Corners are in pixels, as of a box: that of the whole image goes from (0, 0) to (W, H). Steps of one pixel are
+    smoothed.
+    """
+    height, width = region.shape
+    corners = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)  # at even places the corners, at odd ones the pixels
+    corners[1::2, 1::2] = region
+    closed = cv2.dilate(corners, np.ones((3, 3), np.uint8))
+    (border,), _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return cv2.approxPolyDP(border, 1.0, closed=True)[:, 0].astype(np.float32) / 2

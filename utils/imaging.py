@@ -5,6 +5,7 @@ Images are uint8 RGB (H, W, 3). OpenCV's BGR never leaves the function that read
 
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Sequence
 from itertools import count
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 # By name an image; what Pillow cannot read of them is skipped and named, so that nobody misses it in silence.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".heic", ".avif"}
+COPIED = {"BMP": ".bmp", "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # by Pillow's name: what every tool reads
 EXPECTED = "expected uint8 RGB of shape (N, H, W, 3) or (H, W, 3)"
 
 
@@ -106,6 +108,36 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_upright(path: Path, image: np.ndarray, stem: Path) -> Path:
+    """Copy an image file to ``stem`` with the suffix of its format, byte by byte, if every reader sees it like us.
+
+    Where it is to be turned, is an animation or has a rare format, it is written anew as JPEG.
+
+    Args:
+        path: the file.
+        image: what `read_image` read of it.
+
+    Returns:
+        The path of the copy; it appears as a whole or not.
+    """
+    with warnings.catch_warnings(), Image.open(path) as opened:
+        warnings.simplefilter("ignore")  # as in read_image
+        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        suffix = None if turned or getattr(opened, "n_frames", 1) > 1 else COPIED.get(opened.format)
+    copy = stem.with_name(stem.name + (suffix or ".jpg"))
+    if not suffix:
+        write_image(copy, image)
+        return copy
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    draft = copy.with_name(f".{copy.name}.part")
+    try:
+        shutil.copyfile(path, draft)
+        os.replace(draft, copy)
+    finally:
+        draft.unlink(missing_ok=True)
+    return copy
 
 
 def check_images(images: np.ndarray) -> np.ndarray:

@@ -52,6 +52,12 @@ class Explanation:
         """The predicted class name of each image."""
         return tuple(self.class_names[label] for label in self.labels)
 
+    def probabilities(self, scale: float = 30.0) -> np.ndarray:
+        """Softmax of scale · cosine, float64 (N, K); scale: of the ArcFace layer that the network was trained with."""
+        logits = scale * self.scores.astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
 
 class Explainer:
     """One exported file, ready to explain. Not for use by several threads at once.
