@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import pytest
 
 from utils import heatmap
 
@@ -40,16 +41,116 @@ def test_grey_rounds():
     assert heatmap.grey(np.array([[0.0, 0.5, 0.998, 1.0]])).tolist() == [[0, 128, 254, 255]]
 
 
-def test_box_surrounds_the_largest_hot_region():
+@pytest.fixture
+def spots():
+    """A single hottest pixel, and a rectangle of 15 pixels of 0.9 with a faint one beside it."""
     heat = np.zeros((8, 10), np.float32)
-    heat[0, 0] = 1.0  # hottest, but small
-    heat[3:6, 4:9] = 0.9
-    assert heatmap.box(heat) == (4, 3, 9, 6)
-    assert heatmap.box(heat, threshold=0.95) == (0, 0, 1, 1)
+    heat[0, 0], heat[3:6, 4:9], heat[6, 9] = 1.0, 0.9, 0.1
+    return heat
 
 
-def test_no_heat_no_box():
-    assert heatmap.box(np.zeros((5, 5), np.float32)) is None
+def test_boxes_come_by_their_heat(spots):
+    first, second = heatmap.boxes(spots, 0.5, n_boxes=5)
+    assert first.corners == (4, 3, 9, 6) and second.corners == (0, 0, 1, 1)
+    assert first.score == pytest.approx(13.5 / 14.6) and second.score == pytest.approx(1 / 14.6)
+    assert first.region.sum() == 15 and first.region[3:6, 4:9].all()
+    assert [box.corners for box in heatmap.boxes(spots, 0.5)] == [first.corners]
+    assert [box.corners for box in heatmap.boxes(spots, 0.5, n_boxes=5, min_area=0.1)] == [first.corners]
+    assert heatmap.box(spots, 0.5) == first.corners and heatmap.box(spots, 0.95) == second.corners
+
+
+def test_a_threshold_is_a_share_of_the_maximum(spots):
+    np.testing.assert_array_equal(heatmap.hot(spots, 0.5), spots > 0.5)
+    np.testing.assert_array_equal(heatmap.hot(spots / 7, 0.5), spots > 0.5)
+    np.testing.assert_array_equal(heatmap.hot(spots, 0), spots > 0)
+    assert heatmap.box(spots, 0) == (4, 3, 10, 7)  # the faint pixel touches by a corner
+
+
+def test_a_percentile_leaves_the_hottest():
+    heat = np.arange(16, dtype=np.float32).reshape(4, 4)
+    np.testing.assert_array_equal(heatmap.hot(heat, "p75"), heat > 11.25)
+    assert not heatmap.hot(np.ones((4, 4)), "p75").any()  # nothing is hotter than the rest
+
+
+def test_otsu_splits_by_orders_of_magnitude():
+    heat = np.array([[1.0, 0.2, 1e-3, 1e-4]], np.float32)
+    assert heatmap.hot(heat).tolist() == [[True, True, False, False]]
+    np.testing.assert_array_equal(heatmap.hot(heat / 50), heatmap.hot(heat))
+    assert heatmap.hot(np.full((2, 2), 0.3)).all()  # no two parts: all that is not cold
+
+
+@pytest.mark.parametrize("threshold", ["otsu", 0.0, 0.5, "p0"])
+def test_no_heat_no_box(threshold):
+    assert heatmap.boxes(np.zeros((5, 5), np.float32), threshold) == []
+    assert heatmap.box(np.zeros((5, 5), np.float32), threshold) is None
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"threshold": 1.0}, "A threshold must be"), ({"threshold": "p100"}, "A threshold must be"),
+        ({"threshold": "best"}, "A threshold must be"), ({"n_boxes": 0}, "n_boxes >= 1"),
+        ({"min_area": 1.0}, "min_area in"), ({"heatmap": np.ones((1, 2, 2))}, "one finite heat map"),
+        ({"heatmap": np.array([[np.nan]])}, "one finite heat map"), ({"heatmap": -np.ones((2, 2))}, "nowhere below 0"),
+        ({"heatmap": np.ones((0, 2))}, "one finite heat map"),
+    ],
+)  # fmt: skip
+def test_what_has_no_boxes(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        heatmap.boxes(**{"heatmap": np.ones((2, 2))} | change)
+
+
+def test_tight_boxes_leave_thin_ends_outside():
+    heat = np.zeros((9, 9), np.float32)
+    heat[2:6, 2:6], heat[6:9, 2] = 1.0, 1.0
+    assert heatmap.boxes(heat, 0.5)[0].corners == (2, 2, 6, 9)  # 19 of 28 pixels
+    assert heatmap.boxes(heat, 0.5, tight=True)[0].corners == (2, 2, 6, 6)  # 16 of 19
+
+
+def all_boxes(mask):
+    """IoU of every box with the mask, by an integral image."""
+    height, width = mask.shape
+    inside = np.pad(mask, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    (y0, y1), (x0, x1) = np.triu_indices(height + 1, 1), np.triu_indices(width + 1, 1)
+    rows = inside[y1] - inside[y0]
+    shared, area = rows[:, x1] - rows[:, x0], np.outer(y1 - y0, x1 - x0)
+    return shared / (mask.sum() + area - shared)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 12, 32])
+def test_the_best_box_is_the_best_of_all(side, rng):
+    for share in (0.05, 0.3, 0.5, 0.9):
+        noise = rng.random((side, side)) < share
+        blob = cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 1 + side / 8) > 0.8 * share
+        for mask in (mask for mask in (noise, blob, blob[: 1 + side // 2]) if mask.any()):
+            (x0, y0, x1, y1), iou = heatmap.best_box(mask)
+            box = np.zeros_like(mask)
+            box[y0:y1, x0:x1] = True
+            assert iou == (mask & box).sum() / (mask | box).sum()
+            assert iou == pytest.approx(all_boxes(mask).max(), abs=1e-12)
+
+
+def test_the_best_box_of_a_box_is_itself():
+    mask = np.zeros((40, 50), bool)
+    mask[7:30, 11:44] = True
+    assert heatmap.best_box(mask) == ((11, 7, 44, 30), 1.0)
+    for wrong in (np.zeros((3, 3), bool), np.ones((3, 3)), np.ones(3, bool)):
+        with pytest.raises(ValueError, match="Expected a bool mask"):
+            heatmap.best_box(wrong)
+
+
+def test_an_outline_runs_along_the_edges_of_pixels(rng):
+    assert set(map(tuple, heatmap.outline(np.ones((3, 5), bool)))) == {(0, 0), (5, 0), (5, 3), (0, 3)}
+    one = np.zeros((4, 4), bool)
+    one[2, 1] = True
+    assert set(map(tuple, heatmap.outline(one))) == {(1, 2), (2, 2), (2, 3), (1, 3)}
+    heat = cv2.GaussianBlur(rng.random((60, 60)).astype(np.float32), (0, 0), 6)
+    box = heatmap.boxes(heat - heat.min(), 0.5)[0]
+    border, (x0, y0, x1, y1) = heatmap.outline(box.region), box.corners
+    assert np.abs([*border.min(axis=0), *border.max(axis=0)] - np.array([x0, y0, x1, y1])).max() <= 0.5
+    filled = np.zeros((600, 600), np.uint8)
+    cv2.fillPoly(filled, [np.round(border * 10).astype(np.int32)], 1)
+    assert abs(filled.sum() / 100 - box.region.sum()) < 0.03 * box.region.sum()
 
 
 def test_segment_is_the_image_times_its_heat():

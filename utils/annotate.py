@@ -29,7 +29,8 @@ from utils.runtime import Explainer
 FORMATS = ("voc", "coco", "yolo")
 JOURNAL, IMAGES, SHEETS, REJECTED = "journal.jsonl", "images", "contact_sheets", "rejected.csv"
 COCO, YOLO, TRAINVAL = "coco.json", "data.yaml", "ImageSets/Main/trainval.txt"
-SHEET_ROWS, SHEET_COLUMNS, TILE = 6, 8, 192  # pixels
+SHEET_ROWS, SHEET_COLUMNS = 6, 8
+TILE, GAP = 192, 6  # pixels
 
 
 @dataclass(frozen=True)
@@ -345,12 +346,12 @@ def _draw_sheets(kept, out):
 
 def _tile(record, out):
     image = imaging.read_image(out / IMAGES / record["image"])
-    scale = TILE / max(image.shape)
+    scale = (TILE - GAP) / max(image.shape)
     height, width = (max(1, round(scale * side)) for side in image.shape[:2])
     small = imaging.resize(image[None], height, width)[0]
     for corners in record["boxes"]:
         demo.draw_box(small, tuple(round(scale * value) for value in corners))
     tile = np.full((TILE, TILE, 3), 255, np.uint8)
     tile[:height, :width] = small
-    demo.write(tile, f"{record['name']}: {record['label']} {record['confidence']:.2f}", (0, TILE), TILE)
+    demo.write(tile, f"{record['name']}: {record['label']} {record['confidence']:.2f}", (0, TILE), TILE - GAP)
     return tile

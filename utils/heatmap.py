@@ -76,7 +76,10 @@ def _level(heatmap, threshold):
     peak = float(heatmap.max())
     if threshold == "otsu":
         roots = grey((heatmap / max(peak, 1e-12)) ** 0.25)
-        return peak * (cv2.threshold(roots, 0, 255, cv2.THRESH_OTSU)[0] / 255) ** 4 if roots.min() < roots.max() else 0
+        if roots.min() == roots.max():  # no two parts
+            return 0
+        level, _ = cv2.threshold(roots, 0, 255, cv2.THRESH_OTSU)
+        return peak * ((level + 0.5) / 255) ** 4  # grey values are rounded
     if isinstance(threshold, str) and re.fullmatch(r"p\d{1,2}", threshold):
         return np.percentile(heatmap, int(threshold[1:]))
     if not isinstance(threshold, str) and 0 <= threshold < 1:
