@@ -83,6 +83,15 @@ def test_max_box_acc_v2_takes_the_best_box(blob):
     assert metrics.max_box_acc_v2(heat, blob) == pytest.approx((1 + 1 + 0.5) / 3)
 
 
+def test_boxes_of_masks_and_their_iou():
+    masks = np.zeros((2, 5, 6), bool)
+    masks[0, 1:3, 4] = masks[0, 2, 1] = True
+    assert metrics.mask_boxes(masks).tolist() == [[1, 1, 5, 3], [0, 0, 0, 0]]
+    pairs = [[0, 0, 4, 2], [0, 0, 4, 2], [0, 0, 1, 1]], [[2, 1, 4, 5], [0, 0, 4, 2], [1, 0, 2, 1]]
+    np.testing.assert_allclose(metrics.box_iou(*pairs), [2 / 14, 1, 0])
+    np.testing.assert_allclose(metrics.box_iou(np.array(pairs[0]), np.array([[0, 0, 4, 4]])), [0.5, 0.5, 1 / 16])
+
+
 def test_one_threshold_for_all_boxes(blob):
     weak, strong = (np.where(mask, 1, halo) for mask, halo in zip(blob, (0.3, 0.6), strict=True))
     heat = np.stack([weak, strong])

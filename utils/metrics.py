@@ -94,6 +94,21 @@ def max_box_acc_v2(heatmaps: np.ndarray, masks: np.ndarray, min_ious: tuple[floa
     return float(np.mean([_share_found(ious, min_iou) for min_iou in min_ious]))
 
 
+def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (N, 4) with as many others, or with one (1, 4): float (N,)."""
+    boxes, others = np.asarray(boxes), np.asarray(others)
+    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    shared = sides.clip(0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1)
+    return shared / (areas - shared)
+
+
+def mask_boxes(masks: np.ndarray) -> np.ndarray:
+    """Boxes round masks bool (N, H, W): int (N, 4), x0, y0, x1, y1 in pixels, half open; all 0 of an empty mask."""
+    boxes = np.array([cv2.boundingRect(mask.astype(np.uint8)) for mask in masks]).reshape(-1, 4)
+    return np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+
+
 def pearson(heatmaps: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Linear correlation of two sets of maps, pixel by pixel, in [-1, 1]. NaN where a map is constant."""
     a, b = (m.reshape(len(m), -1).astype(np.float64) for m in _check_pairs(heatmaps, others))
@@ -198,9 +213,8 @@ def _box_ious(heatmaps, masks):
     ious = []
     for heat, mask in zip(heatmaps, masks, strict=True):
         if mask.any():
-            x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-            truth, peak = np.array([x, y, x + width, y + height]), heat.max()
-            found = [_iou(_boxes(heat > threshold * peak), truth) for threshold in BOX_THRESHOLDS]
+            truth, peak = mask_boxes(mask[None]), heat.max()
+            found = [box_iou(_boxes(heat > threshold * peak), truth) for threshold in BOX_THRESHOLDS]
             ious.append([(values[0], values.max()) if len(values) else (0, 0) for values in found])
     return np.array(ious).reshape(-1, len(BOX_THRESHOLDS), 2).transpose(2, 0, 1)
 
@@ -210,14 +224,6 @@ def _boxes(pixels):
     stats = cv2.connectedComponentsWithStats(pixels.astype(np.uint8), connectivity=8)[2][1:]  # 0 is the background
     stats = stats[np.argsort(-stats[:, cv2.CC_STAT_AREA], kind="stable")]
     return np.hstack([stats[:, :2], stats[:, :2] + stats[:, 2:4]])
-
-
-def _iou(boxes, other):
-    """Intersection over union of boxes (R, 4) with one box (4,): float (R,)."""
-    sides = np.minimum(boxes[:, 2:], other[2:]) - np.maximum(boxes[:, :2], other[:2])
-    shared = sides.clip(0).prod(axis=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (other[2:] - other[:2]).prod()
-    return shared / (areas - shared)
 
 
 def _share_found(ious, min_iou):
