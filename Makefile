@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which is made on demand from the exact pins of the tests.
 
 PYTHON ?= python3
-TOOLS  := jupyter nbval pytest pytest-xdist ruff websocket-client
+TOOLS  := jupyter nbval pycocotools pytest pytest-xdist ruff websocket-client
 READY  := .venv/.ready
 RUN    := .venv/bin/python
 
