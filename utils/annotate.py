@@ -163,7 +163,7 @@ def _begin(out, header, names, force):
     old += [f"{IMAGES}/{record['image']}" for record in records if "image" in record]
     for path in (*old, COCO, YOLO, TRAINVAL, REJECTED, *out.glob(f"{SHEETS}/[0-9]*.jpg")):
         (out / path).unlink(missing_ok=True)
-    _write_text(journal, json.dumps(header) + "\n")
+    _write(journal, json.dumps(header).encode() + b"\n")
     return {}
 
 
@@ -243,7 +243,7 @@ def _texts(records, kept, class_names, formats):
     used = [name for name in class_names if name != NONE]
     texts = {REJECTED: _rejected(records)}
     if "coco" in formats:
-        texts[COCO] = json.dumps(_coco(kept, used), ensure_ascii=False, indent=1) + "\n"
+        texts[COCO] = json.dumps(_coco(kept, used), indent=1) + "\n"
     if "voc" in formats:
         texts[TRAINVAL] = "".join(f"{record['name']}\n" for record in kept)
         texts |= {_paths(record["name"])["voc"]: _voc(record) for record in kept}
@@ -294,7 +294,8 @@ def _coco(kept, class_names):
                 "score": record["confidence"],
             })  # fmt: skip
     categories = [{"id": k, "name": name} for name, k in ids.items()]
-    return {"images": images, "categories": categories, "annotations": annotations}
+    parts = {"images": images, "categories": categories, "annotations": annotations}
+    return {"info": {}, "licenses": []} | parts
 
 
 def _yolo(record, class_names):
@@ -309,9 +310,9 @@ def _yolo(record, class_names):
 
 def _write_texts(out, texts, force):
     """Write what is not there yet; nothing, if something else is there."""
-    contents = {out / path: text for path, text in texts.items()}
+    contents = {out / path: text.encode(errors="replace") for path, text in texts.items()}  # names may hold any byte
     there = {path for path in contents if path.exists()}
-    same = {path for path in there if path.read_bytes() == contents[path].encode()}
+    same = {path for path in there if path.read_bytes() == contents[path]}
     if there > same and not force:
         changed = sorted(path.relative_to(out).as_posix() for path in there - same)
         raise FileExistsError(
@@ -319,15 +320,15 @@ def _write_texts(out, texts, force):
             "gone. They stay as they are; --force replaces them."
         )
     for path in contents.keys() - same:
-        _write_text(path, contents[path])
+        _write(path, contents[path])
 
 
-def _write_text(path, text):
+def _write(path, content):
     """The file appears as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
     try:
-        draft.write_bytes(text.encode())
+        draft.write_bytes(content)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
