@@ -76,7 +76,7 @@ def _level(heatmap, threshold):
     """The heat that a threshold stands for."""
     peak = float(heatmap.max())
     if threshold == "otsu":
-        roots = grey(np.sqrt(np.sqrt(heatmap / max(peak, 1e-12))))  # five times faster than ** 0.25
+        roots = grey(np.sqrt(np.sqrt(heatmap / max(peak, 1e-12))))  # faster than ** 0.25
         if roots.min() == roots.max():  # no two parts
             return 0
         level, _ = cv2.threshold(roots, 0, 255, cv2.THRESH_OTSU)
