@@ -74,21 +74,22 @@ def janken_masks(dataset):
 
 
 def judge_boxes(options, settings):
-    explainer = runtime.Explainer(options.model / runtime.FLOAT_FILE)
-    faster = FasterGradCAM.load(options.model)
-    training = argparse.Namespace(**faster.meta["training"])
+    file = options.model / runtime.FLOAT_FILE
+    training = argparse.Namespace(**FasterGradCAM.load(options.model).meta["training"])
     if options.data == "synthetic":
         gestures = [hands.GESTURES[i % 3] for i in range(N_HANDS)]
         images, masks = hands.render_hands(gestures, training.image_size, SEED)
         seen = data.load_janken("synthetic", training.image_size, 300).masks
-        report("rendered hands", [judge(explainer, settings, images, masks, gestures, seen)])
+        report("rendered hands", [judge(runtime.Explainer(file), settings, images, masks, gestures, seen)])
         return
     dataset = data.load_janken("janken", training.image_size)
     names, masks, parts = np.array(dataset.class_names)[dataset.labels], janken_masks(dataset), []
-    models = [(explainer, dataset.test)]
     if options.folds:
-        others = [recipe.load(source, training) for source in (*options.train_data, "synthetic")]
+        folders = {Path(folder).name: folder for folder in options.train_data}
+        others = [recipe.load(folders.get(source, source), training) for source in training.data if source != "janken"]
         models = recipe.cross_validate(dataset, others, training, options.folds)
+    else:  # what `train` held out
+        models = [(runtime.Explainer(file), dataset.test)]
     for model, unseen in models:
         rest = np.setdiff1d(np.arange(len(masks)), unseen)
         parts.append(judge(model, settings, dataset.images[unseen], masks[unseen], names[unseen], masks[rest]))
