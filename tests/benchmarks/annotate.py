@@ -9,7 +9,8 @@ labels. Beside it the centre box: one for all images, of the sides that do best 
 $JANKEN_DATASET, else estimated.
 
 Speed: from a frame of the network's size in memory to label, boxes and polygon, two threads; in turn the same with
-tf-keras-vis. --bayesian N: `heatmap.best_box` beside Bayesian optimisation with 15 evaluations on N masks (2 s each).
+tf-keras-vis. --bayesian N: `heatmap.best_box` beside Bayesian optimisation with 15 evaluations on N masks (3 s
+each with OMP_NUM_THREADS=1, longer with more).
 Whichever package is there takes part:
 
     pip install scikit-optimize==0.10.2 tf-keras-vis==0.8.7
