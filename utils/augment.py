@@ -25,9 +25,9 @@ BLUR = (0.005, 0.015)  # standard deviation, of the image's side
 NOISE = (2.0, 12.0)  # standard deviation, of 255
 JPEG = (20, 80)  # quality
 PATCH = (0.1, 0.35)  # side, of the image's side
-SAME_BLURRED = 0.2  # probability that a part of the object is left in the picture and all else blurred away
+SAME_BLURRED = 0.35  # probability that a part of the object is left in the picture and all else blurred away
 WIDER = (0.0, 0.1)  # of the image's side: how far about a hidden object all is blurred away
-LEFT = (0.5, 1.0)  # of the width and height of an object, what is left then
+LEFT = (0.4, 0.9)  # of the width and height of an object, what is left then
 N_BACKGROUNDS = 300  # rendered once a training; each use flips and turns one of them anew
 
 

@@ -76,7 +76,7 @@ def janken_masks(dataset):
 
 def judge_boxes(options, settings):
     file = options.model / runtime.FLOAT_FILE
-    training = argparse.Namespace(**FasterGradCAM.load(options.model).meta["training"])
+    training = recipe.of(FasterGradCAM.load(options.model))
     if options.data == "synthetic":
         gestures = [hands.GESTURES[i % 3] for i in range(N_HANDS)]
         images, masks = hands.render_hands(gestures, training.image_size, SEED)
