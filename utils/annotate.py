@@ -163,7 +163,8 @@ def _begin(out, header, names, force):
     old += [f"{IMAGES}/{record['image']}" for record in records if "image" in record]
     for path in (*old, COCO, YOLO, TRAINVAL, REJECTED, *out.glob(f"{SHEETS}/[0-9]*.jpg")):
         (out / path).unlink(missing_ok=True)
-    _write(journal, json.dumps(header).encode() + b"\n")
+    with imaging.whole(journal) as draft:
+        draft.write_bytes(json.dumps(header).encode() + b"\n")
     return {}
 
 
@@ -320,18 +321,8 @@ def _write_texts(out, texts, force):
             "gone. They stay as they are; --force replaces them."
         )
     for path in contents.keys() - same:
-        _write(path, contents[path])
-
-
-def _write(path, content):
-    """The file appears as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+        with imaging.whole(path) as draft:
+            draft.write_bytes(contents[path])
 
 
 def _draw_sheets(kept, out):

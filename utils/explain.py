@@ -1,7 +1,6 @@
 """Why a network says what it says: pictures for each image, class and layer, a ranked list and a manifest."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -79,9 +78,8 @@ def explain_files(
             report(f"{path}\t{found['rank']}\t{found['id']}\t{found['name']}\t{found['probability']:.3f}")
     if not manifest["images"]:
         raise ValueError(f"Not one image can be explained: {' '.join(manifest['skipped'][:5])}")
-    draft = out / f".{MANIFEST}.part"
-    draft.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, out / MANIFEST)
+    with imaging.whole(out / MANIFEST) as draft:
+        draft.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 

@@ -154,18 +154,13 @@ def quantise(content: bytes, images: np.ndarray, float_parts: tuple[str, ...] = 
 def _write(path, content, metadata):
     """The flatbuffer with its metadata in a zip archive behind it; the file appears as a whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = metadata | {
         "format": runtime.FORMAT, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()
     }  # fmt: skip
-    draft = path.with_name(f".{path.name}.part")
-    try:
+    with imaging.whole(path) as draft:
         draft.write_bytes(content)
         with zipfile.ZipFile(draft, "a") as archive:
             # A fixed date, so that equal models give equal files.
             entry = zipfile.ZipInfo(runtime.METADATA_FILE, date_time=(1980, 1, 1, 0, 0, 0))
             archive.writestr(entry, json.dumps(metadata, indent=1, sort_keys=True))
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path

@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -96,18 +97,25 @@ def images_in(folder: Path) -> list[Path]:
     )
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file of any kind so that it appears under its name as a whole or not; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write uint8 RGB (H, W, 3) or grey (H, W) in the format the suffix names; the file appears as a whole or not."""
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"An image file must end in one of {', '.join(IMAGE_SUFFIXES)}. Received: {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    try:
+    with whole(path) as draft:
         Image.fromarray(image).save(draft, Image.registered_extensions()[path.suffix.lower()], quality=95)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_upright(path: Path, image: np.ndarray, stem: Path) -> Path:
@@ -127,16 +135,11 @@ def write_upright(path: Path, image: np.ndarray, stem: Path) -> Path:
         turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
         suffix = None if turned or getattr(opened, "n_frames", 1) > 1 else COPIED.get(opened.format)
     copy = stem.with_name(stem.name + (suffix or ".jpg"))
-    if not suffix:
+    if suffix:
+        with whole(copy) as draft:
+            shutil.copyfile(path, draft)
+    else:
         write_image(copy, image)
-        return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    draft = copy.with_name(f".{copy.name}.part")
-    try:
-        shutil.copyfile(path, draft)
-        os.replace(draft, copy)
-    finally:
-        draft.unlink(missing_ok=True)
     return copy
 
 

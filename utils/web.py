@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils import heatmap, runtime
+from utils import heatmap, imaging, runtime
 
 PACKAGES = ("core", "wasm-utils")  # of LiteRT.js, on npm under @litertjs
 CDN = "https://cdn.jsdelivr.net/npm/@litertjs/{package}@2.5.3/"
@@ -68,13 +68,8 @@ def export(file: str | os.PathLike, path: str | os.PathLike, mode: str = "heatma
     if path.suffix != ".html":
         raise ValueError(f"A page must end in .html. Received: {path}")
     text = page(file, mode)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    try:
+    with imaging.whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 
