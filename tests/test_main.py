@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -89,6 +90,15 @@ def test_evaluating_a_trained_model(model, photos, tmp_path, capsys):
 def test_evaluating_images_of_other_classes(model, capsys):
     assert main(["evaluate", "--model", str(model), "--data", str(HANDS)]) == 2
     assert "The model knows cat, dog, none. Received: images of ['choki', 'gu', 'pa']" in capsys.readouterr().err
+
+
+def test_folds_need_to_know_how_the_model_was_trained(model, tmp_path, capsys):
+    mine = shutil.copytree(model, tmp_path / "mine")
+    meta = json.loads((mine / "meta.json").read_text())
+    del meta["training"]  # as a notebook saves it
+    (mine / "meta.json").write_text(json.dumps(meta))
+    assert main(["evaluate", "--model", str(mine), "--data", "synthetic", "--folds", "2"]) == 2
+    assert "--folds needs a model that `train` made" in capsys.readouterr().err
 
 
 def test_exporting_a_trained_model(model, photos, capsys):

@@ -17,6 +17,13 @@ def dataset(class_names, n_images):
     return data.Dataset(images, labels, class_names, masks, *data.split(labels), names)
 
 
+def test_a_model_that_does_not_tell_its_recipe_gets_one_that_loads_images():
+    told = {"data": ["janken"], "variety": 0.5, "image_size": 64}
+    saved = Namespace(meta={"training": told}, image_size=(96, 96))
+    assert vars(recipe.of(saved)) == {"n_images": 600, "seed": 0} | told | {"image_size": 96}
+    assert recipe.of(Namespace(meta={}, image_size=(96, 96))).data == []
+
+
 def test_no_fold_trains_on_what_it_is_tested_on(monkeypatch):
     fitted = []
     monkeypatch.setattr(recipe, "build", lambda options: ("network", "layer"))
