@@ -26,7 +26,8 @@ def faster():
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Rescaling(1 / 127.5, -1.0, name="preprocessing")(x)
-    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(x)
+    x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="early")(x)
+    x = keras.layers.AveragePooling2D(2)(x)
     x = keras.layers.DepthwiseConv2D(3, dilation_rate=2, padding="same", activation="relu")(x)
     x = keras.layers.Conv2D(32, 3, padding="same", activation="relu", name="late")(x)
     x = keras.layers.Dense(8)(keras.layers.GlobalAveragePooling2D()(x))
@@ -34,7 +35,7 @@ def faster():
     network = keras.Model(inputs, head(embedding.output))
     labels = np.arange(60) % 3
     head.set_weights([np.linalg.pinv(networks.forward(embedding, photos)) @ np.eye(3)[labels]])
-    return FasterGradCAM.fit(network, photos, labels, CLASSES, layer="late", n_clusters=3)
+    return FasterGradCAM.fit(network, photos, labels, CLASSES, layer="late", n_clusters=3, detail_layer="early")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,12 @@ def test_the_float_file_explains_as_keras_does(faster, float_file, size):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_without_details(faster, tmp_path):
+    plain = faster.reweighted()
+    result = runtime.Explainer(export.export_float(plain, tmp_path / "plain.tflite")).explain(images(SIZE, SIZE))
+    np.testing.assert_allclose(result.heatmaps, plain.explain(images(SIZE, SIZE)).heatmaps, atol=1e-5)
+
+
 def test_none_has_no_cluster_and_a_map_of_zeros(float_file):
     result = runtime.Explainer(float_file).explain(images(SIZE, SIZE))
     is_none = np.array(result.names) == data.NONE
@@ -84,7 +91,7 @@ def test_none_has_no_cluster_and_a_map_of_zeros(float_file):
 def test_no_positive_evidence_is_a_map_of_zeros(faster, tmp_path):
     negative = FasterGradCAM(
         faster.network, CLASSES, faster.prototypes, faster.centroids, faster.cluster_classes,
-        -np.abs(faster.mean_weights), None, faster.meta,
+        -np.abs(faster.mean_weights), None, faster.detail_weights, faster.meta,
     )  # fmt: skip
     result = runtime.Explainer(export.export_float(negative, tmp_path / "negative.tflite")).explain(images(30, 30))
     assert not result.heatmaps.any()

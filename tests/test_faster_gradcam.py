@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from utils import gradcam, networks
+from utils import gradcam, heatmap, imaging, networks
 from utils.arcface import ArcFace
 from utils.faster_gradcam import CLUSTERS_FILE, META_FILE, NETWORK_FILE, WEIGHTS_FILE, FasterGradCAM, _keep_largest
 
@@ -121,12 +121,45 @@ def test_contrast_takes_backgrounds_or_none_and_says_so(network, images, labels)
     black = np.zeros((3, 20, 20, 3), np.uint8)
     faster = FasterGradCAM.fit(network, images, labels, weighting="contrast", backgrounds=black)
     assert faster.contrast.shape == faster.channel_weights.shape[1:] and np.isfinite(faster.contrast).all()
-    with pytest.raises(ValueError, match="needs backgrounds"):
-        FasterGradCAM.fit(network, images, labels, weighting="contrast")
+    for settings in ({"weighting": "contrast"}, {"detail_layer": "early"}):
+        with pytest.raises(ValueError, match="need backgrounds"):
+            FasterGradCAM.fit(network, images, labels, **settings)
     with pytest.raises(ValueError, match="fitted with backgrounds"):
         FasterGradCAM.fit(network, images, labels).reweighted("contrast")
     with pytest.raises(ValueError, match="weighting must be one of"):
         FasterGradCAM.fit(network, images, labels, weighting="negative")
+
+
+def test_details_by_hand(network, images, labels):
+    names = ("a", "b", "none")
+    arguments = (network, images, labels, names, "late")
+    plain = FasterGradCAM.fit(*arguments, n_clusters=2, weighting="contrast")
+    faster = FasterGradCAM.fit(*arguments, n_clusters=2, weighting="contrast", detail_layer="early")
+    early, late = (keras.Model(network.input, network.get_layer(name).output) for name in ("early", "late"))
+    gap = networks.forward(early, images).mean(axis=(1, 2))
+    hands, none = gap[labels < 2], gap[labels == 2]
+    contrast = np.maximum((hands.mean(0) - none.mean(0)) / (hands.var(0) + none.var(0)), 0)
+    harvest = gradcam.harvest(network, [(images[labels < 2], labels[labels < 2])], "early")
+    weights = np.maximum(harvest.channel_weights.mean(axis=0), 0) * contrast
+    np.testing.assert_allclose(faster.detail_weights, weights, rtol=1e-4)
+    np.testing.assert_array_equal(faster.channel_weights, plain.channel_weights)
+
+    result = faster.explain(images)
+    shown = np.flatnonzero(result.clusters >= 0)
+    assert 0 < len(shown) < 12 and not result.heatmaps[labels == 2].any()
+    coarse = np.einsum("nhwc,nc->nhw", networks.forward(late, images), faster.channel_weights[result.clusters])
+    fine = np.maximum(networks.forward(early, images) @ weights, 0)
+    assert coarse.shape[1:] == (3, 3) and fine.shape[1:] == (5, 5)
+    raw = imaging.resize(np.maximum(coarse, 0).astype(np.float32), 5, 5) * fine
+    np.testing.assert_allclose(result.heatmaps[shown], heatmap.finish(raw, SIZE, SIZE)[shown], atol=1e-4)
+
+    np.testing.assert_array_equal(
+        faster.reweighted("contrast").explain(images).heatmaps, plain.explain(images).heatmaps
+    )
+    kept = faster.reweighted("all", 3, detail=True)
+    assert kept.meta["detail_layer"] == "early" and kept.explain(images).heatmaps.any()
+    with pytest.raises(ValueError, match="fitted with a detail layer"):
+        plain.reweighted(detail=True)
 
 
 def test_any_size_and_one_image(network, images, labels):
@@ -145,12 +178,12 @@ def test_a_network_without_a_head_takes_class_means_as_prototypes(network, image
         np.testing.assert_allclose(faster.prototypes[:, k], mean / np.linalg.norm(mean), atol=1e-5)
 
 
-def registered(seed=0):
+def registered(seed=0, **settings):
     spec = networks.Spec(image_size=32, alpha=0.35, embedding_size=4)
     embedding = networks.embedding_network(spec, seed=seed)
     rng = np.random.default_rng(1)
     images = rng.integers(0, 255, (6, 32, 32, 3)).astype(np.uint8)
-    return FasterGradCAM.fit(embedding, images, np.arange(6) % 2, ("a", "b"), n_clusters=2), images
+    return FasterGradCAM.fit(embedding, images, np.arange(6) % 2, ("a", "b"), n_clusters=2, **settings), images
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +215,14 @@ def test_round_trip(saved):
     meta = json.loads((folder / META_FILE).read_text())
     assert meta["accuracy"] == 0.5 and meta["class_names"] == ["a", "b"] and meta["layer"] == networks.DEFAULT_LAYER
     assert loaded.network.spec == faster.network.spec
+
+
+def test_round_trip_with_details(tmp_path):
+    faster, images = registered(detail_layer="block_6_expand_relu", backgrounds=np.zeros((2, 32, 32, 3), np.uint8))
+    faster.save(tmp_path)
+    loaded = FasterGradCAM.load(tmp_path)
+    np.testing.assert_array_equal(loaded.detail_weights, faster.detail_weights)
+    assert_same(faster.explain(images), loaded.explain(images))
 
 
 def test_a_loaded_explainer_is_explained_exactly_too(saved):
@@ -289,6 +330,10 @@ def test_bad_images(saved, images, sentence):
         ({"labels": np.arange(12) % 3, "top_channels": 2.5}, "top_channels must be an integer"),
         ({"labels": np.arange(12) % 3, "class_names": ("a", "a", "b")}, "Class names must differ"),
         ({"labels": np.arange(12) % 3, "layer": "missing"}, r"choose one of \['early', 'late'\]"),
+        (
+            {"labels": np.arange(12) % 3, "detail_layer": "missing", "class_names": ("a", "b", "none")},
+            r"choose one of \['early', 'late'\]",
+        ),
     ],
 )
 def test_bad_fits(network, images, change, sentence):

@@ -169,6 +169,17 @@ def test_global_random_state_is_untouched():
     assert np.array_equal(cv2.randu(np.zeros(4), 0, 1), expected)
 
 
+def test_tones_from_pale_to_dark():
+    luminances = []
+    for tone in (0, 0.5, 1):
+        images, masks = hands.render_hands(["pa", "gu"], seed=4, tone=tone)
+        luminances.append(images[masks].mean())
+        np.testing.assert_array_equal(masks, hands.render_hands(["pa", "gu"], seed=4)[1])  # all else stays
+    assert luminances[0] > luminances[1] + 15 > luminances[2] + 30
+    with pytest.raises(ValueError, match=r"tone must lie in \[0, 1\]. Received: 2"):
+        hands.render_hands(["pa"], tone=2)
+
+
 def test_skin_spans_pale_to_dark():
     images, masks = hands.render_hands(list(hands.GESTURES) * 20, seed=10)
     luminance = images @ np.array([0.299, 0.587, 0.114])

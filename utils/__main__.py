@@ -56,6 +56,7 @@ def _parser():
     train.add_argument("--margin", type=float, default=0.3, help="ArcFace margin in radians")
     train.add_argument("--augmentation", type=float, default=1.0, help="strength of random change, 0..1")
     train.add_argument("--layer", help="layer of the heat maps")
+    train.add_argument("--detail-layer", help="finer layer of their outline; default, with contrast: the last at 1/8")
     train.add_argument("--clusters", type=int, default=10, help="clusters per class")
     train.add_argument("--top-channels", type=int, help="keep only the largest channel weights; the paper: 50")
     train.add_argument(
@@ -182,10 +183,10 @@ def _train(options) -> int:
     from utils import arcface
 
     dataset = recipe.join([recipe.load(source, options) for source in options.data], options)
-    network, layer = recipe.build(options)
+    network, *layers = recipe.build(options)
     options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
     print(f"{len(dataset.train)} training and {len(dataset.test)} test images of {', '.join(dataset.class_names)}")
-    training, faster = recipe.fit(network, layer, dataset, options, _print_progress)
+    training, faster = recipe.fit(network, *layers, dataset, options, _print_progress)
     if training.interrupted:
         kept = f"the best weights so far (step {training.best_step})" if training.best_step else "the last weights"
         print(f"interrupted: {kept} are kept")
@@ -315,8 +316,7 @@ def _evaluate(options) -> int:
     name = Path(options.data).name
     dataset = recipe.load(options.data, training)
     if options.folds:
-        folders = {Path(folder).name: folder for folder in options.train_data}
-        others = [recipe.load(folders.get(source, source), training) for source in training.data if source != name]
+        others = recipe.load_others(name, options.train_data, training)
         parts = recipe.cross_validate(dataset, others, training, options.folds)
     else:
         seen = name in training.data

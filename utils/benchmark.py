@@ -22,7 +22,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from utils import data, export, gradcam, imaging, networks, runtime
-from utils.faster_gradcam import FasterGradCAM
+from utils.faster_gradcam import FasterGradCAM, feature_network
 
 EXACT = "exact Grad-CAM"
 WAYS = ("Keras", "LiteRT float32", "LiteRT int8")  # to an explanation without a gradient
@@ -82,14 +82,11 @@ def at_size(faster: FasterGradCAM, size: tuple[int, int]) -> FasterGradCAM:
     if faster.image_size == tuple(size):
         return faster
     spec = replace(faster.network.spec, image_size=size[0])
-    embedding = networks.embedding_network(spec)
-    maps = networks.get_layer(embedding, faster.meta["layer"]).output
-    network = keras.Model(embedding.input, [maps, embedding.output], name=faster.network.name)
+    network = feature_network(spec, faster.meta)
     network.set_weights(faster.network.get_weights())
-    network.spec = spec
     return FasterGradCAM(
         network, faster.class_names, faster.prototypes, faster.centroids, faster.cluster_classes, faster.mean_weights,
-        faster.contrast, faster.meta,
+        faster.contrast, faster.detail_weights, faster.meta,
     )  # fmt: skip
 
 

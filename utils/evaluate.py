@@ -14,10 +14,11 @@ from utils.faster_gradcam import FasterGradCAM
 GRADIENTS = {"Grad-CAM": "gradcam", "Grad-CAM++": "gradcam++", "LayerCAM": "layercam"}
 N_DRAWN = 3  # images of a class
 WEIGHTINGS = {  # of the clusters; those that a model can have are measured
-    "clusters, all channels": ("all", None),
-    "clusters, top 50": ("all", 50),
-    "clusters, positive": ("positive", None),
-    "clusters, contrast": ("contrast", None),
+    "clusters, all channels": ("all", None, False),
+    "clusters, top 50": ("all", 50, False),
+    "clusters, positive": ("positive", None, False),
+    "clusters, contrast": ("contrast", None, False),
+    "clusters, contrast, detail": ("contrast", None, True),
 }
 LOCALISATION = {
     "heat in mask": metrics.heat_in_mask, "pointing game": metrics.pointing_game, "best IoU": metrics.best_iou,
@@ -39,9 +40,10 @@ def heat_maps(faster: FasterGradCAM, images: np.ndarray, seed: int = 0) -> dict[
         name: gradcam.explain(classifier, images, layer, explanation.labels, method)
         for name, method in GRADIENTS.items()
     }
-    for name, (weighting, top_channels) in WEIGHTINGS.items():
-        if weighting != "contrast" or faster.contrast is not None:
-            maps[name] = faster.reweighted(weighting, top_channels).explain(images).heatmaps
+    for name, (weighting, top_channels, detail) in WEIGHTINGS.items():
+        can = (weighting != "contrast" or faster.contrast is not None) and detail <= (faster.detail_weights is not None)
+        if can:
+            maps[name] = faster.reweighted(weighting, top_channels, detail).explain(images).heatmaps
     maps["centre Gaussian"] = np.repeat(metrics.centre_gaussian(*shape)[None], len(images), axis=0)
     noise = np.random.default_rng(seed).random((len(images), *faster.network.outputs[0].shape[1:3]), np.float32)
     maps["random map"] = heatmap.finish(noise, *shape)
@@ -80,7 +82,7 @@ def measure(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -
         values |= dict(zip(("average drop", "increase"), faithfulness.drop_and_increase(*asked), strict=True))
         values["Spearman with Grad-CAM"] = metrics.spearman(heat, maps["Grad-CAM"])
         measures[way] = {name: _mean(value) for name, value in values.items()}
-    own = faster.meta["weighting"], faster.meta["top_channels"]
+    own = faster.meta["weighting"], faster.meta["top_channels"], faster.detail_weights is not None
     return {
         "n_images": len(images), "accuracy": float(np.mean(np.array(faster.class_names)[predicted] == names[shown])),
         "own": next((way for way, kind in WEIGHTINGS.items() if kind == own), None), "measures": measures,

@@ -26,7 +26,7 @@ N_CALIBRATION = 100
 
 
 class ExplanationTail(keras.layers.Layer):
-    """From feature maps (1, h, w, C) and embedding (1, D) to scores, unit embedding, cluster and heat map.
+    """From feature maps (1, h, w, C), embedding (1, D) and detail maps to scores, unit embedding, cluster and heat map.
 
     One product with a table of prototypes and centroids gives all similarities. With unit embeddings
     ‖ê − m‖² = 1 − 2 ê·m + ‖m‖²; clusters of other classes are put out of reach by an offset, and a last cluster of
@@ -42,13 +42,13 @@ class ExplanationTail(keras.layers.Layer):
         reachable = np.concatenate([reachable, ~reachable.any(axis=1, keepdims=True)], axis=1)
         self.offsets = np.where(reachable, np.append((faster.centroids**2).sum(axis=1), 0), 1e9)  # (K, M + 1)
         self.channel_weights = np.pad(faster.channel_weights, ((0, 1), (0, 0)))
-        # The resize is linear, axis by axis: what it makes of unit vectors are the matrices that do the same.
-        (height, width), (rows, columns) = faster.network.outputs[0].shape[1:3], faster.image_size
-        self.grow_rows = imaging.resize(np.eye(height, dtype=np.float32)[None], rows, height)[0]  # (H, h)
-        self.grow_columns = imaging.resize(np.eye(width, dtype=np.float32)[None], columns, width)[0]  # (W, w)
+        self.detail_weights = faster.detail_weights
+        grids = [maps.shape[1:3] for maps in faster.network.outputs[::2]]
+        # From each grid to the next, and from the last to the image.
+        self.resizes = [_resize_matrices(*pair) for pair in zip(grids, [*grids[1:], faster.image_size], strict=True)]
         self.clusters = np.append(np.arange(n_clusters), -1).astype(np.int32)
 
-    def call(self, maps, embedding):
+    def call(self, maps, embedding, details=None):
         # tf.gather and tf.argmax, because those of keras.ops need operations that LiteRT does not have.
         embedding = tf.math.l2_normalize(embedding, axis=-1)
         products = tf.matmul(embedding, tf.constant(self.table, tf.float32))  # (1, K + M + 1)
@@ -59,11 +59,24 @@ class ExplanationTail(keras.layers.Layer):
         weights = tf.gather(tf.constant(self.channel_weights, tf.float32), nearest)  # (1, C)
         # Multiplied and summed: a matrix product packs the maps first, as if they were weights, and takes longer.
         positive = tf.nn.relu(tf.reduce_sum(maps * weights[:, None, None], axis=-1))  # (1, h, w)
-        heatmap = positive / tf.maximum(tf.reduce_max(positive), 1e-12)
-        heatmap = tf.matmul(tf.transpose(heatmap[0]), tf.constant(self.grow_rows.T))  # (w, H)
-        heatmap = tf.matmul(tf.transpose(heatmap), tf.constant(self.grow_columns.T))[None]  # (1, H, W)
+        if details is not None:
+            fine = tf.nn.relu(tf.reduce_sum(details * tf.constant(self.detail_weights), axis=-1))
+            positive = _resized(positive, self.resizes[0]) * fine
+        heatmap = _resized(positive / tf.maximum(tf.reduce_max(positive), 1e-12), self.resizes[-1])
         cluster = tf.gather(tf.constant(self.clusters), nearest)
         return {"scores": scores, "embedding": embedding, "cluster": cluster, "heatmap": heatmap}
+
+
+def _resize_matrices(grid, size):
+    """Of rows (H, h) and of columns (W, w): what the resize, linear and axis by axis, makes of unit vectors."""
+    return [imaging.resize(np.eye(n, dtype=np.float32)[None], m, n)[0] for n, m in zip(grid, size, strict=True)]
+
+
+def _resized(maps, matrices):
+    """A map (1, h, w) on another grid, (1, H, W)."""
+    rows, columns = matrices
+    maps = tf.matmul(tf.transpose(maps[0]), tf.constant(rows.T))  # (w, H)
+    return tf.matmul(tf.transpose(maps), tf.constant(columns.T))[None]
 
 
 def export_float(faster: FasterGradCAM, path: str | os.PathLike) -> Path:

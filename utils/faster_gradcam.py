@@ -13,6 +13,13 @@ more of a channel would do to the score, not what the channel answers to. With "
 
 GAP_c is a channel's mean over an image: s_c is large where it fires on the classes' images more than on images without
 an object, reliably. No mask is needed for it.
+
+Deep layers know what they see and are coarse; a layer further down sees finer, but not what. A detail layer, with
+feature maps B and one weight a channel for all clusters, draws the outline of what the deep map M speaks of:
+
+    heat map  M · F / max     F = Σ_c v_c · B_c     v_c = max(mean of w_c over all images, 0) · max(s_c, 0)
+
+Hot is only where both maps are: F adds no place that does not speak for the class.
 """
 
 import hashlib
@@ -40,7 +47,8 @@ class FasterGradCAM:
     """A network and the channel weights of its clusters. Make one with `fit` or `load`.
 
     Attributes:
-        network: keras.Model, float32 images (N, S, S, 3) of 0..255 → [feature maps (N, h, w, C), embedding (N, D)].
+        network: keras.Model, float32 images (N, S, S, 3) of 0..255 → [feature maps (N, h, w, C), embedding (N, D)],
+            and the feature maps (N, h', w', C') of the detail layer, if there is one.
         class_names: tuple of K names. The class "none", if there is one, has no cluster and gets a map of zeros.
         prototypes: float32 (D, K), unit columns.
         centroids: float32 (M, D), mean of the unit embeddings of each cluster.
@@ -48,14 +56,17 @@ class FasterGradCAM:
         mean_weights: float32 (M, C), mean of the harvested channel weights of each cluster.
         contrast: float32 (C,), max(s, 0) of each channel; None if there were no backgrounds.
         channel_weights: float32 (M, C), made of these two: what the heat maps are computed with.
+        detail_weights: float32 (C',), those of the detail layer; None without one.
         meta: dict, what `save` writes beside the arrays.
     """
 
-    def __init__(self, network, class_names, prototypes, centroids, cluster_classes, mean_weights, contrast, meta):
+    def __init__(
+        self, network, class_names, prototypes, centroids, cluster_classes, mean_weights, contrast, detail_weights, meta
+    ):
         self.network = network
         self.class_names = tuple(class_names)
         self.prototypes, self.centroids, self.cluster_classes = prototypes, centroids, cluster_classes
-        self.mean_weights, self.contrast = mean_weights, contrast
+        self.mean_weights, self.contrast, self.detail_weights = mean_weights, contrast, detail_weights
         self.channel_weights = _weigh(mean_weights, contrast, meta["weighting"], meta["top_channels"])
         self.meta = meta
 
@@ -70,6 +81,7 @@ class FasterGradCAM:
         n_clusters: int = 10,
         top_channels: int | None = None,
         weighting: str = "all",
+        detail_layer: str | None = None,
         backgrounds: np.ndarray | None = None,
         seed: int = 0,
         progress=lambda n_images: None,
@@ -88,7 +100,9 @@ class FasterGradCAM:
                 50 is the paper's setting, None keeps all.
             weighting: "all" takes the mean weights as they are, "positive" sets the negative ones to 0, "contrast"
                 takes the formula above.
-            backgrounds: uint8 (B, H, W, 3) without an object, for "contrast"; None: the images of the class "none".
+            detail_layer: name of the layer that gives the detail maps of the formula above; None: there are none.
+            backgrounds: uint8 (B, H, W, 3) without an object, for "contrast" and the detail layer; None: the images of
+                the class "none".
             seed: of k-means.
             progress: called after each batch with its number of images.
         """
@@ -96,15 +110,18 @@ class FasterGradCAM:
         images, labels, class_names = _check_fit(images, labels, class_names)
         if backgrounds is None and NONE in class_names:
             backgrounds = images[np.array(class_names)[labels] == NONE]
-        if backgrounds is None and weighting == "contrast":
-            raise ValueError(f"weighting='contrast' needs backgrounds, or images of the class {NONE!r}.")
-        networks.check_network(network)
-        layer = layer or networks.default_layer(network)
-        if "/" in layer:
+        if backgrounds is None and (weighting == "contrast" or detail_layer):
             raise ValueError(
-                "FasterGradCAM needs the layer in the network itself, not inside a nested model; call the nested "
-                f"model's layers in one functional model, or explain with `gradcam`. Received: {layer!r}"
+                f"weighting='contrast' and detail_layer need backgrounds, or images of the class {NONE!r}."
             )
+        networks.check_network(network)
+        layers = [layer or networks.default_layer(network), *([detail_layer] if detail_layer else [])]
+        for name in layers:
+            if "/" in name:
+                raise ValueError(
+                    "FasterGradCAM needs its layers in the network itself, not inside a nested model; call the nested "
+                    f"model's layers in one functional model, or explain with `gradcam`. Received: {name!r}"
+                )
         images = imaging.resize(images, *network.inputs[0].shape[1:3])
         classifier = network
         if not isinstance(network.layers[-1], arcface.ArcFace):
@@ -121,42 +138,66 @@ class FasterGradCAM:
         explained = np.flatnonzero(np.array(class_names)[labels] != NONE)
         starts = range(0, len(explained), gradcam.BATCH_SIZE)
         parts = [explained[i : i + gradcam.BATCH_SIZE] for i in starts]
-        harvest = gradcam.harvest(classifier, ((images[part], labels[part]) for part in parts), layer, progress)
+
+        def harvest(name, progress=lambda n_images: None):
+            return gradcam.harvest(classifier, ((images[part], labels[part]) for part in parts), name, progress)
+
+        main = harvest(layers[0], progress)
         clusters = [
-            (k, *_cluster(_unit(harvest.embeddings[own]), harvest.channel_weights[own], n_clusters, seed))
+            (k, *_cluster(_unit(main.embeddings[own]), main.channel_weights[own], n_clusters, seed))
             for k in np.unique(labels[explained])
             for own in [labels[explained] == k]
         ]
-        maps = networks.get_layer(classifier, layer).output
-        contrast = None
+        maps = [networks.get_layer(classifier, name).output for name in layers]
+        contrasts, detail_weights = [None], None
         if backgrounds is not None:
-            pooled = keras.Model(classifier.inputs[0], keras.layers.GlobalAveragePooling2D()(maps))
             backgrounds = imaging.resize(imaging.check_images(backgrounds), *network.inputs[0].shape[1:3])
-            contrast = _contrast(*(networks.forward(pooled, part) for part in (images[explained], backgrounds)))
+            pooled = [keras.Model(classifier.inputs[0], keras.layers.GlobalAveragePooling2D()(m)) for m in maps]
+            contrasts = [
+                _contrast(*(networks.forward(means, part) for part in (images[explained], backgrounds)))
+                for means in pooled
+            ]
+        if detail_layer:
+            detail_weights = _weigh(harvest(detail_layer).channel_weights.mean(axis=0), contrasts[1], "contrast", None)
         meta = {
-            "layer": layer, "n_clusters": int(n_clusters), "top_channels": top_channels and int(top_channels),
-            "weighting": weighting, "seed": int(seed), "n_images": len(explained),
+            "layer": layers[0], "detail_layer": detail_layer, "n_clusters": int(n_clusters),
+            "top_channels": top_channels and int(top_channels), "weighting": weighting, "seed": int(seed),
+            "n_images": len(explained),
         }  # fmt: skip
-        feature_network = keras.Model(classifier.inputs[0], [maps, head.input], name=network.name)
-        feature_network.spec = getattr(network, "spec", None)
+        features = keras.Model(classifier.inputs[0], [maps[0], head.input, *maps[1:]], name=network.name)
+        features.spec = getattr(network, "spec", None)
         return cls(
-            feature_network,
+            features,
             class_names,
             _unit(head.kernel.numpy(), axis=0),
             np.concatenate([centroids for _, centroids, _ in clusters]),
             np.concatenate([np.full(len(centroids), k) for k, centroids, _ in clusters]),
             np.concatenate([weights for _, _, weights in clusters]),
-            contrast,
+            contrasts[0],
+            detail_weights,
             meta,
         )
 
-    def reweighted(self, weighting: str = "all", top_channels: int | None = None) -> "FasterGradCAM":
-        """The same network and clusters with channel weights of another kind; arguments as in `fit`."""
+    def reweighted(
+        self, weighting: str = "all", top_channels: int | None = None, detail: bool = False
+    ) -> "FasterGradCAM":
+        """The same network and clusters with channel weights of another kind.
+
+        Args:
+            weighting, top_channels: as in `fit`.
+            detail: keep the detail layer.
+        """
         check_settings(self.meta["n_clusters"], top_channels, weighting)
-        meta = self.meta | {"weighting": weighting, "top_channels": top_channels}
+        if detail and self.detail_weights is None:
+            raise ValueError("detail=True needs a model that was fitted with a detail layer.")
+        network, meta = self.network, self.meta | {"weighting": weighting, "top_channels": top_channels}
+        if not detail:
+            meta["detail_layer"] = None
+            network = keras.Model(network.inputs[0], network.outputs[:2], name=network.name)
+            network.spec = self.network.spec
         return FasterGradCAM(
-            self.network, self.class_names, self.prototypes, self.centroids, self.cluster_classes, self.mean_weights,
-            self.contrast, meta,
+            network, self.class_names, self.prototypes, self.centroids, self.cluster_classes, self.mean_weights,
+            self.contrast, self.detail_weights if detail else None, meta,
         )  # fmt: skip
 
     @property
@@ -172,7 +213,8 @@ class FasterGradCAM:
         """
         images = imaging.check_images(images)
         height, width = images.shape[1:3]
-        maps, embeddings = networks.forward(self.network, imaging.resize(images, *self.image_size), batch_size)
+        resized = imaging.resize(images, *self.image_size)
+        maps, embeddings, *details = networks.forward(self.network, resized, batch_size)
         embeddings = _unit(embeddings)
         scores = embeddings @ self.prototypes
         labels = scores.argmax(axis=1)
@@ -181,11 +223,23 @@ class FasterGradCAM:
         distances[labels[:, None] != self.cluster_classes] = np.inf
         is_none = np.isinf(distances).all(axis=1)
         clusters = np.where(is_none, -1, distances.argmin(axis=1))
-        weights = np.where(is_none[:, None], 0, self.channel_weights[clusters])  # (N, C)
-        raw_maps = np.matmul(maps.reshape(len(maps), -1, maps.shape[-1]), weights[..., None])
-        heatmaps = heatmap.finish(raw_maps.reshape(maps.shape[:3]), *self.image_size)
-        heatmaps = imaging.resize(heatmaps, height, width)
+        heatmaps = imaging.resize(self.heat_maps(clusters, maps, *details), height, width)
         return Explanation(labels, self.class_names, scores, heatmaps, clusters, embeddings)
+
+    def heat_maps(self, clusters: np.ndarray, maps: np.ndarray, details: np.ndarray | None = None) -> np.ndarray:
+        """The formula alone: heat maps float32 (N, H, W) in [0, 1], of the network's image size.
+
+        Args:
+            clusters: int (N,); -1, for *none*, gives a map of zeros.
+            maps: float32 (N, h, w, C), first output of the network.
+            details: float32 (N, h', w', C'), its third, if it has a detail layer.
+        """
+        weights = np.where(clusters[:, None] < 0, 0, self.channel_weights[clusters])  # (N, C)
+        raw_maps = np.matmul(maps.reshape(len(maps), -1, maps.shape[-1]), weights[..., None]).reshape(maps.shape[:3])
+        if details is not None:
+            coarse = imaging.resize(np.maximum(raw_maps, 0), *details.shape[1:3])
+            raw_maps = coarse * np.maximum(details @ self.detail_weights, 0)
+        return heatmap.finish(raw_maps, *self.image_size)
 
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K): what exact Grad-CAM differentiates, with this explainer's prototypes."""
@@ -247,21 +301,29 @@ class FasterGradCAM:
             arrays = {name: file.get(name) for name in _ARRAYS}
         if meta["network"]:
             spec = _read_spec(folder, meta)
-            embedding = networks.embedding_network(spec)
-            maps = networks.get_layer(embedding, meta["layer"]).output
-            network = keras.Model(embedding.input, [maps, embedding.output], name=spec.backbone)
+            network = feature_network(spec, meta)
             network.load_weights(folder / WEIGHTS_FILE)
-            network.spec = spec
         else:
             network = keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True)
             network.spec = None
         fits = len(meta["class_names"]) == arrays["prototypes"].shape[1]
-        if not fits or network.outputs[0].shape[-1] != arrays["mean_weights"].shape[1]:
+        shapes = [arrays[name].shape[-1] for name in ("mean_weights", "detail_weights") if arrays[name] is not None]
+        if not fits or [maps.shape[-1] for maps in network.outputs[::2]] != shapes:
             raise ValueError(f"{folder / META_FILE} belongs to another model: its class names or its layer do not fit.")
         return cls(network, meta["class_names"], **arrays, meta=meta)
 
 
-_ARRAYS = ("prototypes", "centroids", "cluster_classes", "mean_weights", "contrast")
+_ARRAYS = ("prototypes", "centroids", "cluster_classes", "mean_weights", "contrast", "detail_weights")
+
+
+def feature_network(spec: networks.Spec, meta: dict) -> keras.Model:
+    """The network that `FasterGradCAM` explains with, untrained; ``meta`` names its layers."""
+    embedding = networks.embedding_network(spec)
+    layers = [meta["layer"], *([meta["detail_layer"]] if meta.get("detail_layer") else [])]
+    maps = [networks.get_layer(embedding, name).output for name in layers]
+    network = keras.Model(embedding.input, [maps[0], embedding.output, *maps[1:]], name=spec.backbone)
+    network.spec = spec
+    return network
 
 
 def check_settings(n_clusters: int, top_channels: int | None, weighting: str) -> None:

@@ -362,10 +362,11 @@ def _ink(view, parts):
 
 
 # -------------------------------------------------------------------------------------------------------- light
-def _skin_colour(rng):
+def _skin_colour(rng, tone=None):
     """Colours of the back and the palm of one random hand: float RGB (2, 3) in 0..255, every tone equally likely."""
-    position = rng.uniform(0, len(SKIN_LAB) - 1)
-    low = int(position)
+    drawn = rng.random()
+    position = (drawn if tone is None else tone) * (len(SKIN_LAB) - 1)
+    low = min(int(position), len(SKIN_LAB) - 2)
     lab = SKIN_LAB[low] + (position - low) * (SKIN_LAB[low + 1] - SKIN_LAB[low]) + rng.normal(0, 1.2, 3)
     palm = lab + np.interp(lab[0], (31, 60, 80), (0.42, 0.28, 0.24)) * (PALM_LAB - lab)
     return 255.0 * cv2.cvtColor(np.float32([[lab, palm]]), cv2.COLOR_LAB2RGB)[0]
@@ -417,9 +418,9 @@ def _brightness(depth, solid, scale, light):
     return brightness, lambert
 
 
-def _albedo(view, parts, rng):
+def _albedo(view, parts, rng, tone):
     """Colours of skin and sleeve: uint8 RGB (H,W,3). Palm and fingertips are pinker; palms of dark skin lighter."""
-    back, palm = _skin_colour(rng)
+    back, palm = _skin_colour(rng, tone)
     palmar = np.zeros((256, 1))
     palmar[view.part, 0] = np.clip(0.5 - 0.9 * view.back[:, 2], 0, 1)
     palmar[FOREARM] *= 0.55
@@ -432,7 +433,7 @@ def _albedo(view, parts, rng):
     return cv2.blur(cv2.blur(colours, soften), soften)
 
 
-def _shade(view, depth, parts, light, rng):
+def _shade(view, depth, parts, light, rng, tone):
     """Colour of every pixel (float32 (H,W,3), about 0..255) of a rasterised view."""
     solid = (parts > 0).astype(np.float32)
     brightness, gloss = _brightness(depth, solid, view.scale, light)
@@ -440,12 +441,12 @@ def _shade(view, depth, parts, light, rng):
     mottle = cv2.resize(backgrounds.noise(rng, 48, 12, 12), parts.shape[::-1])
     brightness *= (1 - 0.22 * creases + 0.1 * nails) * (1 + rng.uniform(0.02, 0.14) * mottle)
     tinted = cv2.merge([brightness * (1 - warmth) + warmth for warmth in WARMTH])
-    colour = cv2.multiply(_albedo(view, parts, rng), tinted, dtype=cv2.CV_32F)
+    colour = cv2.multiply(_albedo(view, parts, rng, tone), tinted, dtype=cv2.CV_32F)
     highlight = rng.uniform(0, 60) * cv2.max(gloss - 0.93, 0.0) + 10 * nails
     return cv2.add(colour, cv2.merge([highlight] * 3), dst=colour)
 
 
-def _draw_hand(gesture, rng, size, light, variety):
+def _draw_hand(gesture, rng, size, light, variety, tone=None):
     """A hand before nothing, drawn only in the box of the picture that holds it.
 
     Returns the box (two slices), colour float32 (h,w,3), alpha float32 (h,w), mask bool (h,w), pixels a millimetre.
@@ -466,7 +467,7 @@ def _draw_hand(gesture, rng, size, light, variety):
     view.ends[..., :2] = (view.ends[..., :2] - low / to_picture) * to_grid
     view = view._replace(palm_lines=[(line - low / to_picture) * to_grid for line in view.palm_lines])
     depth, parts = _rasterise(view, *grid.tolist())
-    colour = _shade(view, depth, parts, light, rng)
+    colour = _shade(view, depth, parts, light, rng, tone)
     skin = ((parts > 0) & (parts != SLEEVE)).astype(np.float32)
     maps = colour, gauss((parts > 0).astype(np.float32), 0.7), skin
     if canvas != size or height != width:
@@ -511,7 +512,7 @@ def _photograph(picture, rng):
 
 
 # -------------------------------------------------------------------------------------------------------- public
-def _check(gestures, image_size, variety):
+def _check(gestures, image_size, variety, tone=None):
     for gesture in gestures:
         if gesture not in (*GESTURES, NONE):
             raise ValueError(f"A gesture must be one of {', '.join(GESTURES)}, {NONE}. Received: {gesture!r}")
@@ -520,6 +521,8 @@ def _check(gestures, image_size, variety):
         raise ValueError(f"image_size must be an integer from {low} to {high} pixels. Received: {image_size!r}")
     if not 0 < variety <= 1:
         raise ValueError(f"variety must lie in (0, 1]. Received: {variety!r}")
+    if tone is not None and not 0 <= tone <= 1:
+        raise ValueError(f"tone must lie in [0, 1]. Received: {tone!r}")
 
 
 def render_background(rng, image_size=96, variety=1.0):
@@ -531,21 +534,22 @@ def render_background(rng, image_size=96, variety=1.0):
     return _photograph(backgrounds.paint(rng, image_size, variety, _skin_tone), rng)
 
 
-def render_hand(gesture, rng, image_size=96, variety=1.0):
+def render_hand(gesture, rng, image_size=96, variety=1.0, tone=None):
     """One hand, with its forearm, before a background.
 
     gesture: one of GESTURES, or "none" for a background alone. rng: np.random.Generator. image_size: S, 32..512.
     variety: in (0, 1]. 1 is everything the renderer can; towards 0 hands stand upright, in the middle and of one size,
     seen straight from the back or the palm, before plain surfaces. Light, skin and pose vary always.
+    tone: of the skin, from 0, very pale, to 1, very dark; None: any.
     Returns the image, uint8 RGB (S,S,3), and the mask, bool (S,S): skin of hand and bare forearm covers at least half
-    of the pixel, before any blur; a sleeve does not count. Raises ValueError for a bad gesture, size or variety.
+    of the pixel, before any blur; a sleeve does not count. Raises ValueError for a bad gesture, size, variety or tone.
     """
-    _check((gesture,), image_size, variety)
+    _check((gesture,), image_size, variety, tone)
     picture, mask = backgrounds.paint(rng, image_size, variety, _skin_tone), np.zeros((image_size, image_size), bool)
     if gesture == NONE:
         return _photograph(picture, rng), mask
     light = _sample_light(rng)
-    box, colour, alpha, skin, scale = _draw_hand(gesture, rng, image_size, light, variety)
+    box, colour, alpha, skin, scale = _draw_hand(gesture, rng, image_size, light, variety, tone)
     mask[box] = skin
     cover = np.zeros((image_size, image_size), np.float32)
     cover[box] = alpha
@@ -554,14 +558,14 @@ def render_hand(gesture, rng, image_size=96, variety=1.0):
     return _photograph(picture, rng), mask
 
 
-def render_hands(gestures, image_size=96, seed=0, variety=1.0):
+def render_hands(gestures, image_size=96, seed=0, variety=1.0, tone=None):
     """Many hands, one for each name in gestures ("none" = background only).
 
-    Returns images, uint8 RGB (N,S,S,3), and masks, bool (N,S,S). Image i depends on seed, i, gestures[i], size and
-    variety alone, so a longer list begins with the same images. Raises ValueError as render_hand does.
+    Returns images, uint8 RGB (N,S,S,3), and masks, bool (N,S,S). Image i depends on seed, i, gestures[i], size, variety
+    and tone alone, so a longer list begins with the same images. Raises ValueError as render_hand does.
     """
     gestures = list(gestures)
-    _check(gestures, image_size, variety)
+    _check(gestures, image_size, variety, tone)
     images = np.empty((len(gestures), image_size, image_size, 3), np.uint8)
     masks = np.empty((len(gestures), image_size, image_size), bool)
 
@@ -570,7 +574,7 @@ def render_hands(gestures, image_size=96, seed=0, variety=1.0):
     np.empty(24 << 20, np.uint8)
 
     def render(i):
-        images[i], masks[i] = render_hand(gestures[i], np.random.default_rng([seed, i]), image_size, variety)
+        images[i], masks[i] = render_hand(gestures[i], np.random.default_rng([seed, i]), image_size, variety, tone)
 
     # NumPy and OpenCV let go of the interpreter lock, but Python in between does not: more threads only queue.
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:

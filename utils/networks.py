@@ -34,20 +34,25 @@ class Backbone:
 
     build: Callable[..., keras.Model]
     default_layer: str  # in the original network the last layer at 1/16 of the image's resolution
+    detail_layer: str  # the last at 1/8
     published_sizes: tuple[int, ...]  # Keras publishes ImageNet weights for these
 
 
 DEFAULT_LAYER = "block_13_expand_relu"
 BACKBONES = {
-    "mobilenet_v2": Backbone(keras.applications.MobileNetV2, DEFAULT_LAYER, (96, 128, 160, 192, 224)),
+    "mobilenet_v2": Backbone(
+        keras.applications.MobileNetV2, DEFAULT_LAYER, "block_6_expand_relu", (96, 128, 160, 192, 224)
+    ),
     "mobilenet_v3_small": Backbone(
         functools.partial(keras.applications.MobileNetV3Small, include_preprocessing=False),
         "expanded_conv_8_expand_activation",
+        "expanded_conv_3_expand_activation",
         (224,),
     ),
     "mobilenet_v3_large": Backbone(
         functools.partial(keras.applications.MobileNetV3Large, include_preprocessing=False),
         "expanded_conv_12_expand_activation",
+        "expanded_conv_6_expand_activation",
         (224,),
     ),
 }

@@ -6,8 +6,10 @@ A recipe is the namespace of that command's options; a model folder keeps it in 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from utils import repro  # isort: skip  first: it imports TensorFlow quietly
+import keras
 import numpy as np
 
 from utils import arcface, augment, data, networks
@@ -29,26 +31,41 @@ def load(source: str, recipe) -> data.Dataset:
     return data.load_folder(source, recipe.image_size, seed=recipe.seed)
 
 
+def load_others(tested: str, folders: list[str], recipe) -> list[data.Dataset]:
+    """What the recipe trains on beside the tested source; ``folders`` tells where those of its names lie."""
+    paths = {Path(folder).name: folder for folder in folders}
+    return [load(paths.get(source, source), recipe) for source in recipe.data if source != tested]
+
+
 def join(sources: list[data.Dataset], recipe) -> data.Dataset:
     """What the network trains on: all sources, with guessed masks where there are none, and the class *none*."""
     dataset = data.join(*map(data.guess_masks, sources))
     return data.add_none(dataset, seed=recipe.seed) if recipe.none else dataset
 
 
-def build(recipe) -> tuple:
-    """The untrained network and the name of the layer of its heat maps; ValueError if the recipe cannot work."""
+def build(recipe) -> tuple[keras.Model, str, str | None]:
+    """The untrained network and the names of the layers of its heat maps and of their details.
+
+    Raises:
+        ValueError: the recipe cannot work.
+    """
     check_settings(recipe.clusters, recipe.top_channels, recipe.weighting)
     repro.seed_everything(recipe.seed)
     spec = networks.Spec(
         recipe.backbone, recipe.image_size, recipe.alpha, recipe.output_stride, recipe.embedding_size, recipe.last_layer
     )
     network = networks.embedding_network(spec, None if recipe.weights == "none" else recipe.weights, recipe.seed)
-    return network, networks.get_layer(network, recipe.layer or networks.default_layer(network)).name
+    layer, detail_layer = recipe.layer or networks.default_layer(network), recipe.detail_layer
+    if detail_layer is None and recipe.weighting == "contrast":
+        detail_layer = networks.BACKBONES[spec.backbone].detail_layer
+    networks.check_layers(network, [layer, *([detail_layer] if detail_layer else [])])
+    return network, layer, detail_layer
 
 
 def fit(
-    network, layer: str, dataset: data.Dataset, recipe, progress: Callable[[dict], None] = lambda entry: None
-) -> tuple[arcface.Training, FasterGradCAM]:
+    network, layer: str, detail_layer: str | None, dataset: data.Dataset, recipe,
+    progress: Callable[[dict], None] = lambda entry: None,
+) -> tuple[arcface.Training, FasterGradCAM]:  # fmt: skip
     """Train the network on the dataset's training part, then fit clusters to what it saw."""
     learning_rate = recipe.learning_rate
     if learning_rate is None:
@@ -61,7 +78,7 @@ def fit(
     faster = FasterGradCAM.fit(
         training.network, augment.views(dataset, backgrounds, recipe.seed, recipe.augmentation),
         dataset.labels[dataset.train], dataset.class_names, layer, recipe.clusters, recipe.top_channels,
-        recipe.weighting, backgrounds, recipe.seed,
+        recipe.weighting, detail_layer, backgrounds, recipe.seed,
     )  # fmt: skip
     return training, faster
 

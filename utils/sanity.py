@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from utils import heatmap, imaging, metrics, networks
+from utils import imaging, metrics, networks
 from utils.faster_gradcam import FasterGradCAM
 
 
@@ -56,12 +56,10 @@ def stored_weights(faster: FasterGradCAM, images: np.ndarray) -> Callable[[keras
     Args:
         images: uint8 RGB (N, H, W, 3), any size.
     """
-    clusters = faster.explain(images).clusters
-    weights = np.where(clusters[:, None] < 0, 0, faster.channel_weights[clusters])  # none: a map of zeros
-    resized = imaging.resize(images, *faster.image_size)
+    clusters, resized = faster.explain(images).clusters, imaging.resize(images, *faster.image_size)
 
     def explain(network):
-        maps = networks.forward(network, resized)[0]
-        return heatmap.finish(np.einsum("nhwc,nc->nhw", maps, weights), *images.shape[1:3])
+        maps, _, *details = networks.forward(network, resized)
+        return imaging.resize(faster.heat_maps(clusters, maps, *details), *images.shape[1:3])
 
     return explain

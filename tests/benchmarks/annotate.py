@@ -86,8 +86,7 @@ def judge_boxes(options, settings):
     dataset = data.load_janken("janken", training.image_size)
     names, masks, parts = np.array(dataset.class_names)[dataset.labels], janken_masks(dataset), []
     if options.folds:
-        folders = {Path(folder).name: folder for folder in options.train_data}
-        others = [recipe.load(folders.get(source, source), training) for source in training.data if source != "janken"]
+        others = recipe.load_others("janken", options.train_data, training)
         models = recipe.cross_validate(dataset, others, training, options.folds)
     else:  # what `train` held out
         models = [(runtime.Explainer(file), dataset.test)]

@@ -1,0 +1,147 @@
+"""Does a model see the hand, whoever's it is and wherever; and do its maps show what it sees?
+
+    python tests/benchmarks/generality.py                       # the shipped model, on the photos that it did not see
+    python tests/benchmarks/generality.py --folds 5 --train-data FOLDER...     # on all photos, by models without them
+
+Measured are, with the table of `python -m utils evaluate` for each:
+
+- the photos of janken, and the same hands pasted on rendered backgrounds that no training used;
+- each hand on ten such backgrounds: share of the most frequent label, correlation of the maps;
+- backgrounds alone: share called *none*;
+- rendered hands of six skin tones, very pale to very dark: accuracy and pixel AP of each;
+- the network with all its weights shuffled and the stored channel weights kept: rank correlation with the true maps;
+- folders of other photos, one sub-folder a class (--photos): accuracy among all classes, and among the gestures only.
+
+Masks of the photos: from $JANKEN_MASKS, or the folder janken_masks beside $JANKEN_DATASET, else estimated.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
+import numpy as np
+from benchmarks.annotate import janken_masks
+
+from utils import augment, data, evaluate, hands, imaging, metrics, recipe, sanity
+from utils.__main__ import DEFAULT_MODEL
+from utils.faster_gradcam import FasterGradCAM
+
+SEED = 999  # of backgrounds; training renders with 0
+TONES, N_A_TONE, TONE_SEED = 6, 200, 500
+N_BACKGROUNDS = 10
+
+
+def paste(dataset, backgrounds, rng):
+    """Every hand before a random background: uint8 (N, S, S, 3)."""
+    chosen = backgrounds[rng.integers(len(backgrounds), size=len(dataset.images))]
+    return np.stack([
+        data.replace_background(*parts) for parts in zip(dataset.images, dataset.masks, chosen, strict=True)
+    ])  # fmt: skip
+
+
+def on_many_backgrounds(faster, dataset, unseen, backgrounds, rng):
+    """Of each image: share of its most frequent label on ten backgrounds, mean correlation of the ten maps."""
+    same, alike = [], []
+    for i in unseen:
+        chosen = backgrounds[rng.choice(len(backgrounds), N_BACKGROUNDS, replace=False)]
+        images = np.stack([data.replace_background(dataset.images[i], dataset.masks[i], other) for other in chosen])
+        result = faster.explain(images)
+        same.append(np.unique(result.labels, return_counts=True)[1].max() / N_BACKGROUNDS)
+        pairs = np.triu_indices(N_BACKGROUNDS, 1)
+        alike.append(metrics.pearson(result.heatmaps[pairs[0]], result.heatmaps[pairs[1]]))
+    return {"same label": np.mean(same), "correlation of maps": np.nanmean(alike)}
+
+
+def by_tone(faster):
+    """Accuracy and pixel AP of rendered hands, a dict for each tone."""
+    names = [hands.GESTURES[i % 3] for i in range(N_A_TONE)]
+    results = []
+    for tone in np.linspace(0, 1, TONES):
+        images, masks = hands.render_hands(names, faster.image_size[0], TONE_SEED, tone=tone)
+        explanation = faster.explain(images)
+        right = np.mean(np.array(explanation.names) == names)
+        results.append({"accuracy": right, "pixel AP": metrics.pixel_ap(explanation.heatmaps, masks).mean()})
+    return {key: [result[key] for result in results] for key in results[0]}
+
+
+def on_photos(faster, folder):
+    """Accuracy of the best class of all, and of the best class of those that the folder holds."""
+    photos = data.load_folder(folder, image_size=faster.image_size[0])
+    truth, names = np.array(photos.class_names)[photos.labels], np.array(faster.class_names)
+    explanation, held = faster.explain(photos.images), np.isin(names, photos.class_names)
+    among = names[held][explanation.scores[:, held].argmax(axis=1)]
+    return {"accuracy": np.mean(np.array(explanation.names) == truth), "among its classes": np.mean(among == truth)}
+
+
+def judge(faster, dataset, unseen, folders):
+    """All of it for one model: dict."""
+    size, rng = faster.image_size[0], np.random.default_rng(SEED)
+    backgrounds = augment.render_backgrounds(size, SEED)
+    pasted = replace(dataset, images=paste(dataset, backgrounds, rng))
+    blank = np.array(faster.explain(backgrounds).names) == data.NONE
+    images = dataset.images[unseen]
+    shuffled = sanity.cascade(faster.network, None, sanity.stored_weights(faster, images))
+    return {
+        "photos": evaluate.measure(faster, dataset, unseen), "pasted": evaluate.measure(faster, pasted, unseen),
+        "called none": np.mean(np.array(faster.explain(pasted.images[unseen]).names) == data.NONE),
+        "ten backgrounds": on_many_backgrounds(faster, dataset, unseen, backgrounds, rng),
+        "backgrounds called none": blank.mean(), "tones": by_tone(faster),
+        "shuffled": np.nanmean(list(shuffled.values())[-1]),
+        **{Path(folder).name: on_photos(faster, folder) for folder in folders},
+    }  # fmt: skip
+
+
+def mean(parts, counts):
+    """Means of what the models have in common, weighted by the number of their images."""
+    first = parts[0]
+    if isinstance(first, dict) and "measures" in first:
+        return evaluate.pool(parts)
+    if isinstance(first, dict):
+        return {key: mean([part[key] for part in parts], counts) for key in first}
+    return np.round(np.average(parts, axis=0, weights=counts), 4).tolist()
+
+
+def show(name, result):
+    print(f"\n{name}")
+    for key, value in result.items():
+        print(f"{key}:\n{evaluate.table(value)}" if key in ("photos", "pasted") else f"{key}: {value}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER")
+    parser.add_argument("--folds", type=int, help="train as many models by the recipe of this one")
+    parser.add_argument("--train-data", nargs="*", default=[], metavar="FOLDER", help="the recipe's other folders")
+    parser.add_argument("--photos", nargs="*", default=[], metavar="FOLDER", help="more photos")
+    parser.add_argument("--seed", type=int, help="of the trainings; default: the recipe's")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    options = parser.parse_args()
+    faster = FasterGradCAM.load(options.model)
+    training = recipe.of(faster)
+    if options.seed is not None:
+        training.seed = options.seed
+    dataset = data.load_janken("janken", training.image_size)
+    judged = replace(dataset, masks=janken_masks(dataset))  # trainings use their own
+    models = [(faster, dataset.test)]
+    if options.folds:
+        others = recipe.load_others("janken", options.train_data, training)
+        models = recipe.cross_validate(dataset, others, training, options.folds)
+    parts, counts = [], []
+    for i, (model, unseen) in enumerate(models):
+        parts.append(judge(model, judged, unseen, options.photos))
+        counts.append(len(unseen))
+        show(f"model {i}", mean(parts[-1:], counts[-1:]))
+    result = mean(parts, counts)
+    show("mean", result)
+    if options.json:
+        with imaging.whole(options.json) as draft:
+            draft.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
