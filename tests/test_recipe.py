@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 import numpy as np
+import pytest
 
 from utils import data, recipe
 
@@ -22,6 +23,27 @@ def test_a_model_that_does_not_tell_its_recipe_gets_one_that_loads_images():
     saved = Namespace(meta={"training": told}, image_size=(96, 96))
     assert vars(recipe.of(saved)) == {"n_images": 600, "seed": 0} | told | {"image_size": 96}
     assert recipe.of(Namespace(meta={}, image_size=(96, 96))).data == []
+
+
+@pytest.mark.parametrize(
+    "weights, given, expected",
+    [("none", None, (3e-3, 0.2)), ("imagenet", None, (2e-4, 1.0)), ("none", 0, (0, 0))],
+)
+def test_defaults_from_scratch_and_from_weights(weights, given, expected, monkeypatch):
+    """A 0 that was asked for is a 0."""
+    seen = {}
+
+    def train(*_, **settings):
+        seen.update(settings)
+        raise InterruptedError
+
+    monkeypatch.setattr(recipe.arcface, "train", train)
+    asked = Namespace(
+        weights=weights, learning_rate=given, augmentation=given, steps=3, batch_size=2, scale=30, margin=0.1, seed=0
+    )
+    with pytest.raises(InterruptedError):
+        recipe.fit(None, "layer", None, None, asked)
+    assert (seen["learning_rate"], seen["augmentation"]) == expected
 
 
 def test_no_fold_trains_on_what_it_is_tested_on(monkeypatch):

@@ -54,7 +54,7 @@ def _parser():
     train.add_argument("--learning-rate", type=float, help="default: 2e-4, from scratch 3e-3")
     train.add_argument("--scale", type=float, default=30.0, help="ArcFace scale")
     train.add_argument("--margin", type=float, default=0.3, help="ArcFace margin in radians")
-    train.add_argument("--augmentation", type=float, default=1.0, help="strength of random change, 0..1")
+    train.add_argument("--augmentation", type=float, help="strength of change, 0..1; default: 1, from scratch 0.2")
     train.add_argument("--layer", help="layer of the heat maps")
     train.add_argument("--detail-layer", help="finer layer of their outline; default, with contrast: the last at 1/8")
     train.add_argument("--clusters", type=int, default=10, help="clusters per class")

@@ -16,6 +16,9 @@ from utils import arcface, augment, data, networks
 from utils.faster_gradcam import FasterGradCAM, check_settings
 
 SOURCES = ("janken", "synthetic")  # any other name is a folder
+# A network that has seen nothing yet learns from large steps, and not at all from images that hide most of themselves.
+FROM_SCRATCH = {"learning_rate": 3e-3, "augmentation": 0.2}
+FROM_WEIGHTS = {"learning_rate": 2e-4, "augmentation": 1.0}
 
 
 def of(faster: FasterGradCAM) -> Namespace:
@@ -67,16 +70,17 @@ def fit(
     progress: Callable[[dict], None] = lambda entry: None,
 ) -> tuple[arcface.Training, FasterGradCAM]:  # fmt: skip
     """Train the network on the dataset's training part, then fit clusters to what it saw."""
-    learning_rate = recipe.learning_rate
-    if learning_rate is None:
-        learning_rate = 3e-3 if recipe.weights == "none" else 2e-4
+    defaults = FROM_SCRATCH if recipe.weights == "none" else FROM_WEIGHTS
+    chosen = {name: getattr(recipe, name) for name in defaults}
+    settings = {name: defaults[name] if value is None else value for name, value in chosen.items()}
     training = arcface.train(
-        network, dataset, recipe.steps, recipe.batch_size, learning_rate, recipe.scale, recipe.margin,
-        recipe.augmentation, min(10, recipe.steps), recipe.seed, progress,
+        network, dataset, recipe.steps, recipe.batch_size, scale=recipe.scale, margin=recipe.margin,
+        evaluations=min(10, recipe.steps), seed=recipe.seed, progress=progress, **settings,
     )  # fmt: skip
-    backgrounds = augment.render_backgrounds(recipe.image_size, recipe.seed, recipe.augmentation)
+    augmentation = settings["augmentation"]
+    backgrounds = augment.render_backgrounds(recipe.image_size, recipe.seed, augmentation)
     faster = FasterGradCAM.fit(
-        training.network, augment.views(dataset, backgrounds, recipe.seed, recipe.augmentation),
+        training.network, augment.views(dataset, backgrounds, recipe.seed, augmentation),
         dataset.labels[dataset.train], dataset.class_names, layer, recipe.clusters, recipe.top_channels,
         recipe.weighting, detail_layer, backgrounds, recipe.seed,
     )  # fmt: skip
