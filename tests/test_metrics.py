@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import f1_score, roc_auc_score
 
 from utils import metrics
 
@@ -201,3 +202,59 @@ def test_centre_gaussian():
     baseline = metrics.centre_gaussian(9, 5)
     assert baseline.shape == (9, 5) and baseline[4, 2] == 1
     assert baseline[4, 3] == pytest.approx(np.exp(-((4 / 5) ** 2) / 2))  # σ = 5 / 4
+
+
+# Two regions, of 2 and 1 pixels, and a normal image; 9 pixels are without a defect.
+DEFECTS = np.array([[[1, 0, 0], [1, 0, 1]], [[0, 0, 0], [0, 0, 0]]], bool)
+DEFECT_HEAT = np.array([[[0.9, 0.5, 0.1], [0.6, 0.7, 0.4]], [[0.8, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+
+
+def test_image_auroc():
+    # 3 of 4 pairs in order, one tie counts one half.
+    assert metrics.image_auroc(np.array([1, 3, 2, 3.0]), np.array([0, 0, 1, 1], bool)) == pytest.approx(2.5 / 4)
+    assert np.isnan(metrics.image_auroc(np.array([1.0, 2]), np.array([True, True])))
+
+
+def test_pixel_auroc_pools_all_images():
+    # Of the 9 other pixels 0.9 beats all, 0.6 all but 0.8 and 0.7, 0.4 all but these and 0.5.
+    assert metrics.pixel_auroc(DEFECT_HEAT, DEFECTS) == pytest.approx((9 + 7 + 6) / 27)
+
+
+def test_aupro():
+    # Overlap 1/4 before any false alarm and at the first two (0.8, 0.7), then 0.6 completes the first region: 1/2;
+    # the third false alarm (0.5), then 0.4: everything.
+    assert metrics.aupro(DEFECT_HEAT, DEFECTS, 2 / 9) == pytest.approx(1 / 4)
+    assert metrics.aupro(DEFECT_HEAT, DEFECTS, 3 / 9) == pytest.approx((2 / 4 + 1 / 2) / 3)
+    assert metrics.aupro(DEFECT_HEAT, DEFECTS, 1) == pytest.approx((2 / 4 + 1 / 2 + 6) / 9)
+    # Half way between two thresholds the curve is a straight line, here a level one.
+    assert metrics.aupro(DEFECT_HEAT, DEFECTS, 1 / 9 / 2) == pytest.approx(1 / 4)
+    assert metrics.aupro(DEFECTS * 1.0, DEFECTS) == 1
+    assert metrics.aupro(np.ones(DEFECTS.shape), DEFECTS, 0.3) == pytest.approx(0.15)  # one threshold: the diagonal
+    assert np.isnan(metrics.aupro(DEFECT_HEAT, np.zeros_like(DEFECTS)))
+
+
+def test_aupro_of_one_region_is_the_area_under_the_roc_curve(rng):
+    heat, masks = rng.random((3, 8, 8)).round(1), np.zeros((3, 8, 8), bool)
+    masks[1, 2:5, 3:7] = True
+    assert metrics.aupro(heat, masks, 1) == pytest.approx(metrics.pixel_auroc(heat, masks))
+    assert metrics.pixel_auroc(heat, masks) == pytest.approx(roc_auc_score(masks.ravel(), heat.ravel()))
+
+
+def test_best_f1(rng):
+    scores, anomalous = np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])
+    threshold, value = metrics.best_f1(scores, anomalous)
+    assert (threshold, value) == (0.35, pytest.approx(0.8))  # precision 2/3, recall 1
+    scores, anomalous = rng.random(50).round(1), rng.random(50) > 0.6
+    threshold, value = metrics.best_f1(scores, anomalous)
+    tried = [f1_score(anomalous, scores >= t) for t in np.unique(scores)]
+    assert value == pytest.approx(max(tried)) and f1_score(anomalous, scores >= threshold) == pytest.approx(value)
+    assert np.isnan(metrics.best_f1(scores, np.zeros(50, bool))).all()
+
+
+@pytest.mark.parametrize("measure", [metrics.image_auroc, metrics.best_f1])
+@pytest.mark.parametrize(
+    ("scores", "anomalous"), [([1.0], [1]), ([1.0, 2], [True]), ([], np.zeros(0, bool)), ([np.nan], [True])]
+)
+def test_anomaly_measures_refuse_what_is_no_score(measure, scores, anomalous):
+    with pytest.raises(ValueError, match="Received"):
+        measure(np.array(scores), np.array(anomalous))

@@ -1,9 +1,10 @@
-"""How good is a heat map: localisation against a mask, agreement with another map. Needs no network.
+"""How good is a heat map: localisation against a mask, agreement with another map, anomalies. Needs no network.
 
 Functions take heat maps float (N, H, W) and return one value an image, float (N,), so that the caller can look at the
 distribution as well as at the mean; an image whose value is not defined (an empty mask) gets NaN. `pxap`,
-`max_box_acc` and `max_box_acc_v2` are defined over all images at once and return one float. Whether a map is faithful
-to the network is asked in `faithfulness`.
+`max_box_acc`, `max_box_acc_v2` and the measures of anomaly detection are defined over all images at once and return
+one float; there a normal image takes part with an empty mask, and heat need not end at 1. Whether a map is faithful to
+the network is asked in `faithfulness`.
 
 All raise ValueError where shapes do not fit, a mask is not bool or a heat map holds NaN.
 """
@@ -11,7 +12,7 @@ All raise ValueError where shapes do not fit, a mask is not bool or a heat map h
 import cv2
 import numpy as np
 from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 BOX_THRESHOLDS = np.arange(100) / 100  # of a map's own maximum
 
@@ -92,6 +93,68 @@ def max_box_acc_v2(heatmaps: np.ndarray, masks: np.ndarray, min_ious: tuple[floa
     """
     ious = _box_ious(heatmaps, masks)[1]
     return float(np.mean([_share_found(ious, min_iou) for min_iou in min_ious]))
+
+
+def image_auroc(scores: np.ndarray, anomalous: np.ndarray) -> float:
+    """Chance that a defective image scores higher than a normal one, ties count one half. NaN if one kind is missing.
+
+    Args:
+        scores: float (N,), high for anomalous.
+        anomalous: bool (N,).
+    """
+    scores, anomalous = _check_scores(scores, anomalous)
+    return float(roc_auc_score(anomalous, scores)) if 0 < anomalous.sum() < len(anomalous) else np.nan
+
+
+def pixel_auroc(heatmaps: np.ndarray, masks: np.ndarray) -> float:
+    """Chance that a pixel of a defect is hotter than another one, over the pixels of all images together."""
+    heatmaps, masks = _check_masks(heatmaps, masks)
+    return image_auroc(heatmaps.ravel(), masks.ravel())
+
+
+def aupro(heatmaps: np.ndarray, masks: np.ndarray, max_fpr: float = 0.3) -> float:
+    """Area under the per-region overlap, in [0, 1] (Bergmann et al., MVTec AD, IJCV 2021).
+
+    At each threshold: the overlap, the share of a connected region (8 neighbours) that is hotter, mean over the regions
+    of all masks, so that a small defect counts as much as a large one; over the share of pixels without a defect that
+    are hotter, up to ``max_fpr``, by the trapezoidal rule. NaN where there is no region, or nothing but regions.
+    """
+    heatmaps, masks = _check_masks(heatmaps, masks)
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr must lie in (0, 1]. Received: {max_fpr!r}")
+    n_regions, overlap = 0, np.zeros(masks.shape)  # what each pixel adds to the sum of the regions' overlaps
+    for mask, gain in zip(masks, overlap, strict=True):
+        labels, areas = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[1:3]
+        gain[mask] = 1 / areas[labels[mask], cv2.CC_STAT_AREA]
+        n_regions += len(areas) - 1
+    if not n_regions or masks.all():
+        return np.nan
+    heat = heatmaps.ravel()
+    order = np.argsort(-heat, kind="stable")
+    separable = np.append(np.diff(heat[order]) < 0, True)  # no threshold parts what is equally hot
+    pro = np.append(0, overlap.ravel()[order].cumsum()[separable] / n_regions)
+    fpr = np.append(0, (~masks).ravel()[order].cumsum()[separable] / (~masks).sum())
+    within = fpr <= max_fpr
+    pro = np.append(pro[within], np.interp(max_fpr, fpr, pro))
+    return float(auc(np.append(fpr[within], max_fpr), pro) / max_fpr)
+
+
+def best_f1(scores: np.ndarray, anomalous: np.ndarray) -> tuple[float, float]:
+    """The threshold, from which on a score counts as anomalous, of the highest F1 score, and that score.
+
+    Args:
+        scores, anomalous: of images, as in `image_auroc`, or of pixels, ``heatmaps.ravel()`` and ``masks.ravel()``.
+
+    Returns:
+        NaN and NaN where nothing is anomalous.
+    """
+    scores, anomalous = _check_scores(scores, anomalous)
+    if not anomalous.any():
+        return np.nan, np.nan
+    precision, recall, thresholds = precision_recall_curve(anomalous, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = f1[:-1].argmax()  # the last point, recall 0, has no threshold
+    return float(thresholds[best]), float(f1[best])
 
 
 def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -198,6 +261,18 @@ def _check_masks(heatmaps, masks):
             f"Received: {masks.dtype} of shape {masks.shape}"
         )
     return heatmaps, masks
+
+
+def _check_scores(scores, anomalous):
+    scores, anomalous = np.asarray(scores), np.asarray(anomalous)
+    if scores.ndim != 1 or not scores.size or anomalous.shape != scores.shape or anomalous.dtype != bool:
+        raise ValueError(
+            "Expected scores (N,), at least one, and as many bools. "
+            f"Received: scores of shape {scores.shape} and {anomalous.dtype} of shape {anomalous.shape}"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("Expected finite scores. Received: some with NaN or infinity")
+    return scores, anomalous
 
 
 def _check_pairs(heatmaps, others):
