@@ -22,25 +22,20 @@ feature maps B and one weight a channel for all clusters, draws the outline of w
 Hot is only where both maps are: F adds no place that does not speak for the class.
 """
 
-import hashlib
-import json
 import os
-import tempfile
 from pathlib import Path
 
 import keras
 import numpy as np
 from sklearn.cluster import KMeans
 
-from utils import arcface, gradcam, heatmap, imaging, networks, repro, runtime
+from utils import arcface, gradcam, heatmap, imaging, model_folder, networks, repro
 from utils.data import NONE
 from utils.runtime import Explanation
 
 FORMAT = 1
 WEIGHTINGS = ("all", "positive", "contrast")
-WEIGHTS_FILE, NETWORK_FILE, CLUSTERS_FILE, META_FILE = (
-    "network.weights.h5", "network.keras", "faster_gradcam.npz", "meta.json",
-)  # fmt: skip
+WEIGHTS_FILE, NETWORK_FILE, CLUSTERS_FILE = "network.weights.h5", "network.keras", "faster_gradcam.npz"
 
 
 class FasterGradCAM:
@@ -248,39 +243,20 @@ class FasterGradCAM:
         return _with_prototypes(embedding, self.prototypes)
 
     def save(self, folder: str | os.PathLike, **info) -> None:
-        """Write network, clusters and ``meta.json`` into the folder (made if need be).
-
-        Exported explainers of a model that was there before are removed; other files stay.
-
-        All files are written beside their place first and then renamed, ``meta.json`` last: a full disk or Ctrl-C
-        while writing leaves the old model. ``meta.json`` holds checksums of the others, so that a mixture of two models
-        is found out on loading.
+        """Write network, clusters and ``meta.json`` into the folder (made if need be); see `model_folder.write`.
 
         Args:
             info: more for ``meta.json``, such as the measured accuracy; must be JSON.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         spec = self.network.spec
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            new = Path(temporary)
-            if spec:
-                self.network.save_weights(new / WEIGHTS_FILE)
-            else:
-                self.network.save(new / NETWORK_FILE)
-            np.savez(new / CLUSTERS_FILE, **arrays)
-            checksums = {file.name: _sha256(file) for file in sorted(new.iterdir())}
-            meta = self.meta | info | {
-                "format": FORMAT, "class_names": list(self.class_names), "image_size": list(self.image_size),
-                "network": spec and spec.asdict(), "versions": repro.versions(), "sha256": checksums,
-            }  # fmt: skip
-            (new / META_FILE).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
-            for name in (runtime.FLOAT_FILE, runtime.INT8_FILE):
-                (folder / name).unlink(missing_ok=True)
-            for name in (*checksums, META_FILE):
-                os.replace(new / name, folder / name)
-        self.meta = meta
+        meta = self.meta | info | {
+            "format": FORMAT, "class_names": list(self.class_names), "image_size": list(self.image_size),
+            "network": spec and spec.asdict(), "versions": repro.versions(),
+        }  # fmt: skip
+        network_file = {WEIGHTS_FILE: self.network.save_weights} if spec else {NETWORK_FILE: self.network.save}
+        files = network_file | {CLUSTERS_FILE: lambda file: np.savez(file, **arrays)}
+        self.meta = model_folder.write(folder, files, meta)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "FasterGradCAM":
@@ -291,17 +267,11 @@ class FasterGradCAM:
             ValueError: a file is truncated, foreign, or belongs to another model.
         """
         folder = Path(folder)
-        meta = _read_meta(folder)
-        for name, checksum in meta["sha256"].items():
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"The model folder {folder} is incomplete: {name} is missing.")
-            if _sha256(folder / name) != checksum:
-                raise ValueError(f"{folder / name} is damaged or belongs to another model: its checksum differs.")
+        meta = model_folder.read(folder, _is_ours)
         with np.load(folder / CLUSTERS_FILE, allow_pickle=False) as file:
             arrays = {name: file.get(name) for name in _ARRAYS}
         if meta["network"]:
-            spec = _read_spec(folder, meta)
-            network = feature_network(spec, meta)
+            network = feature_network(model_folder.spec(folder, meta), meta)
             network.load_weights(folder / WEIGHTS_FILE)
         else:
             network = keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True)
@@ -309,7 +279,8 @@ class FasterGradCAM:
         fits = len(meta["class_names"]) == arrays["prototypes"].shape[1]
         shapes = [arrays[name].shape[-1] for name in ("mean_weights", "detail_weights") if arrays[name] is not None]
         if not fits or [maps.shape[-1] for maps in network.outputs[::2]] != shapes:
-            raise ValueError(f"{folder / META_FILE} belongs to another model: its class names or its layer do not fit.")
+            file = folder / model_folder.META_FILE
+            raise ValueError(f"{file} belongs to another model: its class names or its layer do not fit.")
         return cls(network, meta["class_names"], **arrays, meta=meta)
 
 
@@ -410,25 +381,6 @@ def _with_prototypes(network, prototypes):
     return classifier
 
 
-def _sha256(file):
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _read_spec(folder, meta):
-    try:
-        return networks.Spec(**meta["network"])
-    except TypeError:
-        raise ValueError(f"{folder / META_FILE} describes a network that is not known here.") from None
-
-
-def _read_meta(folder):
-    if not (folder / META_FILE).is_file():
-        raise FileNotFoundError(f"{folder} is not a model folder: it holds no {META_FILE}.")
-    try:
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-        files = {CLUSTERS_FILE, WEIGHTS_FILE if meta["network"] else NETWORK_FILE}
-        if meta["format"] == FORMAT and set(meta["sha256"]) == files and {"class_names", "layer"} <= set(meta):
-            return meta
-    except (ValueError, KeyError, TypeError):  # not JSON, or JSON of another kind
-        pass
-    raise ValueError(f"{folder / META_FILE} is damaged, or was not written by this version of Faster-Grad-CAM.")
+def _is_ours(meta):
+    files = {CLUSTERS_FILE, WEIGHTS_FILE if meta["network"] else NETWORK_FILE}
+    return meta["format"] == FORMAT and set(meta["sha256"]) == files and {"class_names", "layer"} <= set(meta)

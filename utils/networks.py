@@ -1,7 +1,8 @@
 """The embedding network: images 0..255 in, embedding out, any layer's feature maps on the way.
 
 MobileNetV2 (arXiv 1801.04381) or MobileNetV3 (arXiv 1905.02244) with its preprocessing inside, global average pooling
-and one dense layer.
+and one dense layer; or a small residual network (arXiv 1512.03385), which learns from scratch in a minute on a CPU:
+there, gradients of full convolutions take a fifth of the time of those of depthwise ones.
 """
 
 import collections
@@ -38,8 +39,28 @@ class Backbone:
     published_sizes: tuple[int, ...]  # Keras publishes ImageNet weights for these
 
 
+def small_resnet(input_tensor, input_shape, alpha, include_top, weights):
+    """Four stages, each of half the resolution of the one before; called as the networks of keras.applications are."""
+    if weights is not None:
+        raise Exception("nobody publishes any")  # as Keras does where it has none
+
+    def convolution(maps, channels, stride, name, shortcut=None):
+        maps = keras.layers.Conv2D(channels, 3, stride, "same", use_bias=False, name=name)(maps)
+        maps = keras.layers.BatchNormalization(name=f"{name}_bn")(maps)
+        maps = maps if shortcut is None else keras.layers.Add(name=f"{name}_add")([shortcut, maps])
+        return keras.layers.ReLU(name=f"{name}_relu")(maps)
+
+    maps = input_tensor
+    for stage, channels in enumerate((16, 32, 64, 96)):
+        maps = convolution(maps, max(8, round(alpha * channels)), 2, f"stage_{stage}")
+        for block in range(2 if stage else 0):
+            maps = convolution(maps, maps.shape[-1], 1, f"stage_{stage}_block_{block}", maps)
+    return keras.Model(input_tensor, maps, name="small_resnet")
+
+
 DEFAULT_LAYER = "block_13_expand_relu"
 BACKBONES = {
+    "small_resnet": Backbone(small_resnet, "stage_3_block_1_relu", "stage_2_block_1_relu", ()),
     "mobilenet_v2": Backbone(
         keras.applications.MobileNetV2, DEFAULT_LAYER, "block_6_expand_relu", (96, 128, 160, 192, 224)
     ),
@@ -74,6 +95,8 @@ class Spec:
             raise ValueError(f"Unknown backbone; choose one of {sorted(BACKBONES)}. Received: {self.backbone!r}")
         if self.output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}. Received: {self.output_stride!r}")
+        if self.backbone == "small_resnet" and self.output_stride != 16:
+            raise ValueError(f"small_resnet has an output_stride of 16. Received: {self.output_stride!r}")
         if self.image_size < 32:
             raise ValueError(f"image_size must be at least 32 pixels. Received: {self.image_size!r}")
         if self.alpha <= 0 or self.embedding_size < 1:

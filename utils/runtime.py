@@ -59,6 +59,25 @@ class Explanation:
         return powers / powers.sum(axis=1, keepdims=True)
 
 
+@dataclass(frozen=True)
+class Detection:
+    """Anomalies in N images.
+
+    Attributes:
+        scores: float32 (N,); 0 is usual for a normal image, 1 is the threshold.
+        heatmaps: float32 (N, H, W) in [0, 1), of the input's size; 1/2 is as hot as an image's hottest place has to be
+            for the image to be called anomalous. Comparable between images.
+    """
+
+    scores: np.ndarray
+    heatmaps: np.ndarray
+
+    @property
+    def is_anomaly(self) -> np.ndarray:
+        """bool (N,): the score is higher than that of all but the stated share of normal images."""
+        return self.scores > 1
+
+
 class Explainer:
     """One exported file, ready to explain. Not for use by several threads at once.
 

@@ -1,0 +1,405 @@
+"""Find what is not normal, and show where, having seen normal images only.
+
+Artificial defects, made from the normal images (see `artificial`), teach one network two things: a map of what was
+changed, made of three of its resolutions (after DRAEM, arXiv 2108.07610), and an embedding in which ArcFace tells the
+kinds of defects apart (after AnomalyTwin). For what looks like none of the artificial defects, a third is weighed in:
+how far features are from those of normal images, the nearest of some prototypes (after PatchCore, arXiv 2106.08265).
+
+    images ─► network ─► logit of "changed" (N,g,g) ──► z₁ ─┐
+                  ├────► features (N,h,w,C) ─► distance ─► z₂ ─┴─► a = z₁ + w·z₂ ─► m = ReLU(a − a₀) / (t − a₀)
+                  └────► embedding (N,D): see `AnomalyDetector.classifier`          heat = m² / (1 + m²)
+
+Normal images that took no part in the training say what is usual: z₁ and z₂ have mean 0 and standard deviation 1 over
+their pixels, a₀ is the median of a, and above t lies an image's score, the maximum of the smoothed a, only for the
+stated share of normal images. So heat is 1/2 at the threshold, whatever the image, and a normal image stays cold.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy import stats
+from sklearn.cluster import MiniBatchKMeans
+
+from utils import arcface, artificial, imaging, model_folder, networks, repro
+from utils.runtime import Detection
+
+FORMAT = 1
+WEIGHTS_FILE, ARRAYS_FILE = "network.weights.h5", "anomaly.npz"
+# Maps of three resolutions, 1/4, 1/8 and 1/16 of the image's; distances are taken in the last two.
+LAYERS = {
+    "small_resnet": ("stage_1_block_1_relu", "stage_2_block_1_relu", "stage_3_block_1_relu"),
+    "mobilenet_v2": ("block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu"),
+}
+CLASS_NAMES = ("normal", *artificial.KINDS)
+CHANNELS = 48, 32  # of the map's head: where the resolutions meet, and behind that
+ARCFACE_WEIGHT = 0.1  # of its loss
+N_PROTOTYPES, N_DIMENSIONS, N_PATCHES = 256, 128, 20_000
+DISTANCE_WEIGHT = 0.3  # of z₂: w in the formula
+SMOOTHING = 3  # cells of the map, side of the window
+HELD_OUT = 0.25  # of the normal images
+FEWEST_TO_HOLD_OUT = 8  # with fewer images all take part in everything
+DEFECTIVE = 0.7  # of a batch
+LEAST_RISE = 1.0  # of t over a₀: identical images would leave nothing between them
+OUTLIER = 6.0  # robust standard deviations from the median: a held-out image that is no normal one
+
+
+class AnomalyDetector:
+    """A network and what is usual for it. Make one with `fit` or `load`.
+
+    Attributes:
+        network: keras.Model, float32 images (N, S, S, 3) of 0..255 → scores (N,) and heat maps (N, S, S).
+        core: keras.Model, its trainable part: → logits (N, g, g, 1), fine features, coarse features, embedding (N, D).
+        arrays: dict of what was fitted besides, see `_usual`.
+        meta: dict, what `save` writes beside the arrays.
+    """
+
+    def __init__(self, core, arrays, meta):
+        self.core, self.arrays, self.meta = core, arrays, meta
+        tail = Tail(core.inputs[0].shape[1], arrays)
+        outputs = tail(*core.outputs[:3])
+        self.network = keras.Model(core.inputs[0], [outputs["scores"], outputs["heatmap"]], name="anomaly_detector")
+
+    @classmethod
+    def fit(
+        cls,
+        normal_images: np.ndarray | Sequence[np.ndarray],
+        weights: str | os.PathLike | None = None,
+        seed: int = 0,
+        image_size: int | None = None,
+        steps: int | None = None,
+        false_positives: float = 0.01,
+        progress: Callable[[dict], None] = lambda entry: None,
+    ) -> "AnomalyDetector":
+        """Learn what is normal.
+
+        Seeds and deterministic kernels are set for the whole process (`repro.seed_everything`). Ctrl-C ends the
+        training early and goes on with what was learnt; ``meta["interrupted"]`` tells.
+
+        Args:
+            normal_images: uint8 RGB (N, H, W, 3), or a list of (H, W, 3) of any sizes; at least 2, 20 are enough for an
+                answer, 200 are better. A defective one among them does no great harm.
+            weights: None trains a small network from scratch; "imagenet" or a weights file takes MobileNetV2 as it is
+                and trains only what is behind it: for photos, above all for few.
+            image_size: S the network works at; None: 96 from scratch, 224 with weights.
+            steps: of the training; None: 400 from scratch, 150 with weights.
+            false_positives: share of normal images that may be called anomalous.
+            progress: called after every tenth of the training with step, loss, seconds and seconds_left.
+
+        Raises:
+            ValueError: fewer than two images, what is no image, or settings out of range.
+            FileNotFoundError: no such weights.
+        """
+        spec = networks.Spec(
+            backbone="mobilenet_v2" if weights else "small_resnet",
+            image_size=image_size or (224 if weights else 96),
+            embedding_size=64,
+            last_layer=LAYERS["mobilenet_v2"][-1] if weights else None,
+        )
+        steps = (150 if weights else 400) if steps is None else steps
+        _check_settings(spec, steps, false_positives)
+        images = _prepare(normal_images, spec.image_size)
+        repro.seed_everything(seed)
+        core = _build(spec, weights, seed)
+        order = np.random.default_rng(seed).permutation(len(images))
+        n_held_out = round(HELD_OUT * len(images)) if len(images) >= FEWEST_TO_HOLD_OUT else 0
+        seen, unseen = images[order[n_held_out:]], images[order[:n_held_out] if n_held_out else order]
+        prototypes, interrupted = _train(core, seen, steps, 16 if weights else 32, seed, progress)
+        arrays = {"class_prototypes": prototypes} | _usual(core, seen, unseen, false_positives, seed)
+        return cls(core, arrays, {
+            "network": spec.asdict(), "false_positives": false_positives, "n_images": len(images), "seed": int(seed),
+            "steps": steps, "weights": weights and Path(weights).name, "interrupted": interrupted,
+        })  # fmt: skip
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width the network works at, in pixels."""
+        return self.core.inputs[0].shape[1:3]
+
+    def explain(self, images: np.ndarray, batch_size: int = 32) -> Detection:
+        """Score, verdict and heat map of each image, from forward passes only.
+
+        Args:
+            images: uint8 RGB (N, H, W, 3) or (H, W, 3), any size.
+        """
+        images = imaging.check_images(images)
+        scores, maps = networks.forward(self.network, imaging.resize(images, *self.image_size), batch_size)
+        return Detection(scores, imaging.resize(maps, *images.shape[1:3]))
+
+    def classifier(self) -> keras.Model:
+        """images → cosine scores (N, K) of `CLASS_NAMES`: what ArcFace learnt, for Grad-CAM to differentiate."""
+        head = arcface.ArcFace(len(CLASS_NAMES), name="arcface")
+        model = keras.Model(self.core.inputs[0], head(self.core.outputs[3]), name="anomaly_classifier")
+        head.set_weights([self.arrays["class_prototypes"]])
+        model.spec = networks.Spec(**self.meta["network"])
+        return model
+
+    def save(self, path: str | os.PathLike, **info) -> None:
+        """Write the detector into the folder (made if need be); see `model_folder.write`.
+
+        Args:
+            info: more for ``meta.json``; must be JSON.
+        """
+        meta = self.meta | info | {"format": FORMAT, "kind": "anomaly", "versions": repro.versions()}
+        self.meta = model_folder.write(path, {
+            WEIGHTS_FILE: self.core.save_weights, ARRAYS_FILE: lambda file: np.savez(file, **self.arrays)
+        }, meta)  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "AnomalyDetector":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such folder, or a file is missing.
+            ValueError: a file is truncated, foreign, or belongs to another model.
+        """
+        meta = model_folder.read(path, lambda meta: meta["kind"] == "anomaly" and meta["format"] == FORMAT)
+        with np.load(Path(path) / ARRAYS_FILE, allow_pickle=False) as file:
+            arrays = dict(file)
+        core = _build(model_folder.spec(path, meta))
+        core.load_weights(Path(path) / WEIGHTS_FILE)
+        return cls(core, arrays, meta)
+
+
+class Tail(keras.layers.Layer):
+    """From logits and features to scores and heat maps: the formula above, with operations that LiteRT has.
+
+    Args:
+        side: S of the heat maps.
+        arrays: what `_usual` returns.
+    """
+
+    def __init__(self, side, arrays):
+        super().__init__(name="anomaly_tail")
+        self.side, self.arrays = side, arrays
+
+    def call(self, logits, fine, coarse):
+        a = self.anomaly(logits, fine, coarse)
+        usual, threshold = map(float, self.arrays["levels"])
+        peak = tf.reduce_max(smooth(a), axis=(1, 2, 3))  # (N,)
+        rise = tf.nn.relu(tf.image.resize(a, (self.side,) * 2) - usual) / (threshold - usual)
+        square = tf.square(rise[..., 0])
+        return {"scores": (peak - usual) / (threshold - usual), "heatmap": square / (1 + square)}
+
+    def anomaly(self, logits, fine, coarse):
+        """a of the formula: float32 (N, g, g, 1)."""
+        (m1, s1), (m2, s2) = self.arrays["moments"].tolist()
+        distance = tf.image.resize(self.distance(fine, coarse), logits.shape[1:3])
+        return (logits - m1) / s1 + DISTANCE_WEIGHT * (distance - m2) / s2
+
+    def distance(self, fine, coarse):
+        """Of each cell's features to the nearest prototype: float32 (N, h, w, 1)."""
+        features = self.project(fine, coarse)
+        prototypes = self.arrays["prototypes"]
+        # ‖p − c‖² = ‖p‖² − 2 p·c + ‖c‖²: one product for all prototypes.
+        products = tf.nn.conv2d(features, tf.constant(-2 * prototypes.T[None, None]), 1, "SAME")
+        nearest = tf.reduce_min(products + tf.constant((prototypes**2).sum(axis=1)), axis=-1, keepdims=True)
+        return tf.sqrt(tf.nn.relu(tf.reduce_sum(tf.square(features), axis=-1, keepdims=True) + nearest))
+
+    def project(self, fine, coarse):
+        """Both resolutions, averaged over 3×3 cells, standardised and projected: float32 (N, h, w, `N_DIMENSIONS`)."""
+        kernels = np.split(self.arrays["projection"], [fine.shape[-1]])
+        fine, coarse = (
+            tf.nn.conv2d(smooth(maps), tf.constant(kernel[None, None]), 1, "SAME")
+            for maps, kernel in zip((fine, coarse), kernels, strict=True)
+        )
+        return fine + tf.image.resize(coarse, fine.shape[1:3]) + tf.constant(self.arrays["offset"])
+
+
+def smooth(maps):
+    """Mean of each cell and its neighbours."""
+    return tf.nn.avg_pool2d(maps, SMOOTHING, 1, "SAME")
+
+
+def _check_settings(spec, steps, false_positives):
+    if spec.image_size % 16:
+        raise ValueError(f"image_size must be a multiple of 16. Received: {spec.image_size!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1. Received: {steps!r}")
+    if not 0 < false_positives < 0.5:
+        raise ValueError(f"false_positives must lie in (0, 0.5). Received: {false_positives!r}")
+
+
+def _prepare(images, side):
+    """Normal images of any sizes as uint8 (N, side, side, 3)."""
+    if len(images) < 2:
+        raise ValueError(f"Expected at least 2 normal images, better 20 or more. Received: {len(images)}")
+    return np.concatenate([imaging.resize(imaging.check_images(image), side, side) for image in images])
+
+
+def _build(spec, weights=None, seed=0):
+    """The core (see `AnomalyDetector`). With weights nothing of the backbone is trained."""
+    network = networks.embedding_network(spec, weights, seed)
+    if weights:
+        for layer in network.layers[:-1]:
+            layer.trainable = False
+    maps = [networks.get_layer(network, name).output for name in LAYERS[spec.backbone]]
+    seeds = iter(range(1000 * seed + 900, 1000 * seed + 1000))
+    size = maps[0].shape[1]
+
+    def convolution(maps, channels, kernel_size):
+        initializer = keras.initializers.HeNormal(next(seeds))
+        maps = keras.layers.Conv2D(
+            channels, kernel_size, padding="same", use_bias=False, kernel_initializer=initializer
+        )(maps)
+        return keras.layers.BatchNormalization(momentum=0.9)(maps)
+
+    levels = [convolution(level, CHANNELS[0], 1) for level in maps]
+    grown = [keras.layers.UpSampling2D(size // x.shape[1], interpolation="bilinear")(x) for x in levels[1:]]
+    met = keras.layers.ReLU()(keras.layers.Add()([levels[0], *grown]))
+    met = keras.layers.ReLU()(convolution(met, CHANNELS[1], 3))
+    rare = keras.initializers.Constant(-3)  # few cells are changed
+    initializer = keras.initializers.HeNormal(next(seeds))
+    logits = keras.layers.Conv2D(1, 1, kernel_initializer=initializer, bias_initializer=rare, name="changed")(met)
+    return keras.Model(network.inputs[0], [logits, *maps[1:], network.outputs[0]], name="anomaly_core")
+
+
+def _train(core, images, steps, batch_size, seed, progress):
+    """Train the core in place on artificial defects; returns the class prototypes (D, K) and whether Ctrl-C came.
+
+    The loss: cross-entropy of the map's cells, changed ones counted up to five times; the Dice loss of the same, for
+    which small defects do not matter less; and ArcFace.
+    """
+    head = arcface.ArcFace(len(CLASS_NAMES))
+    head.build(core.outputs[3].shape)
+    head.kernel.assign(keras.initializers.GlorotUniform(seed)(head.kernel.shape))
+    variables = [*core.trainable_variables, head.kernel]
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps), amsgrad=True)
+    optimizer.build(variables)
+
+    @tf.function(reduce_retracing=True)
+    def step(images, masks, labels):
+        cell = core.inputs[0].shape[1] // core.outputs[0].shape[1]
+        # A thin line fills no cell: half a cell counts as a whole one.
+        target = tf.minimum(1.0, 2 * tf.nn.avg_pool2d(tf.cast(masks, tf.float32)[..., None], cell, cell, "VALID"))
+        with tf.GradientTape() as tape:
+            logits, *_, embeddings = core(tf.cast(images, tf.float32), training=True)
+            entropy = tf.nn.sigmoid_cross_entropy_with_logits(target, logits)
+            found = tf.sigmoid(logits)
+            dice = 1 - (2 * tf.reduce_sum(found * target) + 1) / (tf.reduce_sum(found) + tf.reduce_sum(target) + 1)
+            angular = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, head(embeddings, labels))
+            loss = tf.reduce_mean((1 + 4 * target) * entropy) + 0.3 * dice + ARCFACE_WEIGHT * tf.reduce_mean(angular)
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    losses, start, interrupted = [], time.perf_counter(), False
+    try:
+        for number, batch in enumerate(_batches(images, batch_size, steps, seed), 1):
+            losses.append(float(step(*map(tf.constant, batch))))
+            if number % max(1, steps // 10) == 0:
+                seconds = time.perf_counter() - start
+                progress({
+                    "step": number, "loss": float(np.mean(losses)), "seconds": seconds,
+                    "seconds_left": seconds / number * (steps - number),
+                })  # fmt: skip
+                losses.clear()
+    except KeyboardInterrupt:
+        interrupted = True
+    return head.kernel.numpy(), interrupted
+
+
+def _batches(images, batch_size, steps, seed):
+    """Yield images uint8 (B, S, S, 3), masks bool (B, S, S), labels int32 (B,); a thread prepares the next batch."""
+
+    def example(rng):
+        image = vary(images[rng.integers(len(images))], rng)
+        mask, label = np.zeros(image.shape[:2], bool), 0
+        if rng.random() < DEFECTIVE:
+            kind = rng.integers(len(artificial.KINDS))
+            for _ in range(rng.integers(1, 4)):
+                other = images[rng.integers(len(images))]
+                image, changed = artificial.make(image, other, rng, artificial.KINDS[kind])
+                mask |= changed
+            label = 1 + kind if mask.any() else 0
+        return image, mask, label
+
+    def batch(step):
+        rng = np.random.default_rng([seed, step])
+        images, masks, labels = zip(*(example(rng) for _ in range(batch_size)), strict=True)
+        return np.stack(images), np.stack(masks), np.array(labels, np.int32)
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(batch, 0)
+        for step in range(1, steps + 1):
+            ready, coming = coming.result(), pool.submit(batch, step)
+            yield ready
+
+
+def vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A normal image as it might have been taken, too: a little turned, shifted, nearer, lighter. uint8 (S, S, 3)."""
+    side = len(image)
+    warp = cv2.getRotationMatrix2D(((side - 1) / 2,) * 2, rng.uniform(-5, 5), rng.uniform(0.95, 1.05))
+    warp[:, 2] += side * rng.uniform(-0.03, 0.03, 2)
+    image = cv2.warpAffine(image, warp, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return np.clip(image * rng.uniform(0.92, 1.08) + rng.normal(0, 3, 3), 0, 255).astype(np.uint8)
+
+
+def _usual(core, seen, unseen, false_positives, seed):
+    """What is usual: all that the `Tail` needs, from images that trained the core and others.
+
+    Returns:
+        prototypes: float32 (P, d), means of the clusters of projected features of the seen images.
+        projection, offset: float32 (C, d) and (d,), standardise the features and project on principal components.
+        moments: float64 (2, 2), mean and standard deviation of logits and of distances over unseen images.
+        levels: float64 (2,), a₀ and t of the formula.
+    """
+    rng = np.random.default_rng(seed)
+    identity = np.eye(sum(maps.shape[-1] for maps in core.outputs[1:3]), dtype=np.float32)  # until there is better
+    arrays = {"projection": identity, "offset": np.zeros(len(identity), np.float32)}
+    side = core.inputs[0].shape[1]
+
+    def run(function, images):
+        """Of batches, not all at once: features are large."""
+        parts = (networks.forward(core, images[i : i + 32], 32)[:3] for i in range(0, len(images), 32))
+        return np.concatenate([function(*map(tf.constant, part)).numpy() for part in parts])
+
+    per_image = -(-N_PATCHES // len(seen))
+
+    def sample(*maps):
+        features = Tail(side, arrays).project(*maps[1:])
+        features = tf.reshape(features, (len(features), -1, features.shape[-1]))
+        cells = [rng.permutation(features.shape[1])[:per_image] for _ in features]
+        return tf.gather(features, tf.constant(np.stack(cells)), axis=1, batch_dims=1)
+
+    patches = run(sample, seen).reshape(-1, len(identity))[:N_PATCHES]
+    # Each resolution has the same say, however many channels it has.
+    share = np.concatenate([np.full(maps.shape[-1], maps.shape[-1] ** -0.5) for maps in core.outputs[1:3]])
+    scale = share / (patches.std(axis=0) + 1e-2 * patches.std() + 1e-6)
+    centre = patches.mean(axis=0)
+    standardised = (patches - centre) * scale
+    _, axes = np.linalg.eigh(standardised.T @ standardised)
+    projection = scale[:, None] * axes[:, ::-1][:, :N_DIMENSIONS]
+    projected = ((patches - centre) @ projection).astype(np.float32)
+    n_prototypes = min(N_PROTOTYPES, len(np.unique(projected.round(4), axis=0)))
+    kmeans = MiniBatchKMeans(n_prototypes, batch_size=4096, n_init=1, max_iter=30, random_state=seed).fit(projected)
+    arrays |= {
+        "projection": projection.astype(np.float32), "offset": (-centre @ projection).astype(np.float32),
+        "prototypes": kmeans.cluster_centers_.astype(np.float32),
+    }  # fmt: skip
+    logits = run(lambda logits, *_: logits, unseen)
+    distances = run(lambda _, *maps: Tail(side, arrays).distance(*maps), unseen)
+    arrays["moments"] = np.array([[x.mean(), max(x.std(), 1e-3)] for x in (logits, distances)], float)
+    anomalies = run(Tail(side, arrays).anomaly, unseen)
+    usual = float(np.median(anomalies))
+    scores = smooth(tf.constant(anomalies)).numpy().max(axis=(1, 2, 3))
+    arrays["levels"] = np.array([usual, max(_limit(scores, false_positives), usual + LEAST_RISE)])
+    return arrays
+
+
+def _limit(scores, false_positives):
+    """Above which the stated share of further scores lies, if they are normally distributed: a prediction limit.
+
+    It is higher where few scores are known. Those far off the others are left out: a defective image may be there.
+    """
+    middle = np.median(scores)
+    spread = 1.4826 * np.median(np.abs(scores - middle)) + 1e-6
+    scores = scores[scores < middle + OUTLIER * spread]
+    n = len(scores)
+    deviation = scores.std(ddof=1) if n > 1 else 0.0
+    return float(scores.mean() + stats.t.isf(false_positives, max(n - 1, 1)) * deviation * np.sqrt(1 + 1 / n))
