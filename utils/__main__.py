@@ -160,6 +160,30 @@ def _parser():
     )
     annotate.add_argument("--force", action="store_true", help="begin anew and replace what is there")
 
+    anomaly = commands.add_parser("anomaly", help="find what is not normal, from normal images only")
+    parts = anomaly.add_subparsers(required=True, metavar="fit|explain")
+    fit = parts.add_parser("fit", help="learn what is normal, save it and its LiteRT file", formatter_class=default)
+    fit.set_defaults(run=_anomaly_fit)
+    fit.add_argument("folder", type=Path, metavar="FOLDER", help="of normal images, sub-folders included")
+    fit.add_argument("--out", type=Path, required=True, metavar="MODEL", help="where the model goes")
+    fit.add_argument("--weights", default="imagenet", help="imagenet, none (from scratch), or a file")
+    fit.add_argument("--image-size", type=int, help="side of the network's input; default: 224, from scratch 96")
+    fit.add_argument("--steps", type=int, help="gradient steps; default: 150, from scratch 400")
+    fit.add_argument(
+        "--false-positives",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of normal images called anomalous",
+    )
+    fit.add_argument("--seed", type=int, default=0)
+    find = parts.add_parser("explain", help="score, overlay and mask of images", formatter_class=default)
+    find.set_defaults(run=_anomaly_explain)
+    find.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    find.add_argument("--model", type=Path, required=True, metavar="MODEL", help="what `anomaly fit` made")
+    find.add_argument("--threads", type=int, default=2, help="CPU threads of the network")
+    find.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where pictures and scores.csv go")
+
     benchmark = commands.add_parser(
         "benchmark", help="what an explanation costs here, beside exact Grad-CAM", formatter_class=default
     )
@@ -379,6 +403,75 @@ def _annotate(options) -> int:
         rates = (f"{done.explained / seconds:.0f}" for seconds in (done.seconds, max(done.explain_seconds, 1e-9)))
         print("{} images a second, {} without reading and copying them".format(*rates))
     return 2 if done.unreadable == len(files) else 0
+
+
+def _anomaly_fit(options) -> int:
+    from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
+    from tqdm import tqdm
+
+    from utils import export, runtime
+    from utils.anomaly import AnomalyDetector
+
+    if not options.folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {options.folder}, expected one of normal images.")
+    folders = [options.folder, *sorted(path for path in options.folder.rglob("*") if path.is_dir())]
+    files = imaging.image_files([folder for folder in folders if imaging.images_in(folder)] or [options.folder])
+    images, skipped = [], []
+    for path, _ in tqdm(files, "reading", leave=False, delay=2, disable=None):
+        try:
+            images.append(imaging.read_image(path))
+        except (ValueError, FileNotFoundError) as error:
+            skipped.append(str(error))
+    _report_skipped(skipped, len(files))
+    options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
+    weights = None if options.weights == "none" else options.weights
+    form = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
+    with tqdm(desc="training", total=1.0, bar_format=form, disable=None) as bar:
+
+        def show(entry):
+            share = entry["seconds"] / max(entry["seconds"] + entry["seconds_left"], 1e-9)
+            bar.set_postfix_str(f"{entry['seconds_left']:.0f} s left, loss {entry['loss']:.2f}", refresh=False)
+            bar.update(share - bar.n)
+
+        detector = AnomalyDetector.fit(
+            images, weights, options.seed, options.image_size, options.steps, options.false_positives, show
+        )
+    detector.save(options.out)
+    print(f"learnt {len(images)} normal images; saved in {options.out}", flush=True)
+    print(export.export_float(detector, options.out / runtime.FLOAT_FILE))
+    return 130 if detector.meta["interrupted"] else 0
+
+
+def _anomaly_explain(options) -> int:
+    import csv
+
+    import numpy as np
+    from tqdm import tqdm
+
+    from utils import heatmap, runtime
+
+    files = imaging.image_files(options.images)
+    explainer = runtime.Explainer(options.model / runtime.FLOAT_FILE, options.threads)
+    if explainer.kind != "anomaly":
+        raise ValueError(f"{options.model} finds no anomalies; `python -m utils anomaly fit` makes a model that does.")
+    skipped = []
+    with imaging.whole(options.out / "scores.csv") as draft, draft.open("w", newline="", encoding="utf-8") as table:
+        rows = csv.writer(table)
+        rows.writerow(["file", "score", "is_anomaly"])
+        for path, name in tqdm(files, "explaining", leave=False, delay=2, disable=None):
+            try:
+                image = imaging.read_image(path)
+            except (ValueError, FileNotFoundError) as error:
+                skipped.append(str(error))
+                continue
+            result = explainer.explain(image)
+            heat = result.heatmaps[0]
+            imaging.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))
+            imaging.write_image(options.out / f"{name}_mask.png", np.where(heat > 0.5, np.uint8(255), np.uint8(0)))
+            rows.writerow([path, f"{result.scores[0]:.4f}", int(result.is_anomaly[0])])
+            tqdm.write(f"{path}\t{result.names[0]}\t{result.scores[0]:.3f}")
+    _report_skipped(skipped, len(files))
+    return 2 if len(skipped) == len(files) else 0
 
 
 def _benchmark(options) -> int:

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from utils import heatmap, imaging, sources
-from utils.runtime import Explainer, Explanation, silent_stderr
+from utils.runtime import Detection, Explainer, Explanation, silent_stderr
 
 MODES = ("heatmap", "box")
 KEYS = "keys: s heat map or box, p pause, w write the picture, q or Esc quit; at an image any other key shows the next"
@@ -94,10 +94,16 @@ def explain_all(frames, explainer, mode="heatmap", recorder=None, window=None) -
     return meter.frames
 
 
-def report(result: Explanation, meter: "Meter", skipped: int) -> str:
+def find_box(result: Explanation | Detection) -> heatmap.Corners | None:
+    """The box of the first image's heat; of an anomaly, of what is hotter than the threshold."""
+    heat = result.heatmaps[0]
+    return heatmap.box(np.where(heat > 0.5, heat, 0), 0) if isinstance(result, Detection) else heatmap.box(heat)
+
+
+def report(result: Explanation | Detection, meter: "Meter", skipped: int) -> str:
     """JSON of the last frame and the run so far; ``box`` is null or (x0, y0, x1, y1) in pixels, half open."""
     fps, network_ms = meter.rates()
-    score, box = float(result.scores[0].max()), heatmap.box(result.heatmaps[0])
+    score, box = float(result.scores[0].max()), find_box(result)
     line = {"frames": meter.frames, "skipped": skipped, "seconds": round(meter.seconds(), 2), "fps": round(fps, 1)}
     line |= {"network_ms": round(network_ms, 2), "label": result.names[0], "score": round(score, 3), "box": box}
     return json.dumps(line)
@@ -129,15 +135,16 @@ class Meter:
         return (len(ends) - 1) / (ends[-1] - ends[0]), 1000 * network[1:].mean()
 
 
-def annotate(frame: np.ndarray, result: Explanation, mode: str, rates: tuple[float, float]) -> np.ndarray:
+def annotate(frame: np.ndarray, result: Explanation | Detection, mode: str, rates: tuple[float, float]) -> np.ndarray:
     """Draw label, score, `Meter.rates` and, unless it is *none*, the heat map or the box on a copy of the frame."""
     heat, height, corner = result.heatmaps[0], len(frame), (0, 0)
     picture = heatmap.overlay(frame, heat) if mode == "heatmap" and heat.any() else frame.copy()
-    if mode == "box" and (box := heatmap.box(heat)):
+    if mode == "box" and (box := find_box(result)):
         corner = box[:2]
         draw_box(picture, box)
     top = write(picture, f"{rates[0]:.0f} FPS, network {rates[1]:.1f} ms", (0, height), height)
-    write(picture, f"{result.names[0]} {result.scores[0].max():.2f}", corner, top)
+    threshold = ", threshold 1" if isinstance(result, Detection) else ""
+    write(picture, f"{result.names[0]} {result.scores[0].max():.2f}{threshold}", corner, top)
     return picture
 
 

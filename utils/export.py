@@ -1,6 +1,7 @@
 """The whole explainer as one LiteRT file: RGB 0..255 in; scores, embedding, cluster and heat map out.
 
-The graph holds what `FasterGradCAM.explain` computes; prototypes, centroids and channel weights are constants in it.
+That graph holds what `FasterGradCAM.explain` computes; prototypes, centroids and channel weights are constants in it.
+An anomaly detector becomes such a file, too, of which anomaly score and heat map come out.
 Only the resize of the image before it, and of the small heat map behind it, stays outside.
 """
 
@@ -19,6 +20,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from litert_quantizer import qtyping, quantizer
 
 from utils import imaging, repro, runtime
+from utils.anomaly import AnomalyDetector
 from utils.faster_gradcam import FasterGradCAM
 
 TAIL = "explanation_tail"
@@ -79,8 +81,8 @@ def _resized(maps, matrices):
     return tf.matmul(tf.transpose(maps), tf.constant(columns.T))[None]
 
 
-def export_float(faster: FasterGradCAM, path: str | os.PathLike) -> Path:
-    """Write the explainer as a float32 LiteRT file for one image at a time.
+def export_float(faster: FasterGradCAM | AnomalyDetector, path: str | os.PathLike) -> Path:
+    """Write the explainer, or anomaly detector, as a float32 LiteRT file for one image at a time.
 
     Args:
         path: where it goes.
@@ -89,6 +91,13 @@ def export_float(faster: FasterGradCAM, path: str | os.PathLike) -> Path:
         ValueError: Keras is too old to export.
     """
     image = keras.Input(batch_shape=(1, *faster.image_size, 3), name="image")
+    if isinstance(faster, AnomalyDetector):
+        outputs = dict(zip(runtime.OUTPUTS["anomaly"], faster.network(image), strict=True))
+        return _write(path, convert(keras.Model(image, outputs)), {
+            "kind": "anomaly", "precision": "float32", "class_names": list(runtime.VERDICTS),
+            "image_size": list(faster.image_size), "false_positives": faster.meta["false_positives"],
+            "versions": repro.versions(),
+        })  # fmt: skip
     content = convert(keras.Model(image, ExplanationTail(faster)(*faster.network(image))))
     return _write(path, content, {
         "precision": "float32", "class_names": list(faster.class_names), "image_size": list(faster.image_size),

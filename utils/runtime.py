@@ -1,7 +1,7 @@
 """Run an exported explainer where there is no TensorFlow: ai-edge-litert, NumPy and OpenCV are enough.
 
-The file comes from `utils.export`: a LiteRT graph from RGB 0..255 to scores, embedding, cluster and heat map, and
-behind it a zip archive that says what the numbers mean.
+The file comes from `utils.export`: a LiteRT graph from RGB 0..255 to scores, embedding, cluster and heat map, or to
+anomaly score and heat map, and behind it a zip archive that says what the numbers mean.
 """
 
 import hashlib
@@ -23,7 +23,11 @@ from utils import imaging
 FLOAT_FILE, INT8_FILE = "explainer.tflite", "explainer_int8.tflite"  # in a model folder
 FORMAT = 1
 METADATA_FILE = "faster_gradcam.json"  # in the archive
-OUTPUTS = ("scores", "embedding", "cluster", "heatmap")
+OUTPUTS = {  # of the graph, by kind
+    "label": ("scores", "embedding", "cluster", "heatmap"),
+    "anomaly": ("scores", "heatmap"),
+}
+VERDICTS = ("normal", "anomaly")
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,18 @@ class Detection:
         """bool (N,): the score is higher than that of all but the stated share of normal images."""
         return self.scores > 1
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """ "normal" or "anomaly" for each image."""
+        return tuple(VERDICTS[verdict] for verdict in self.is_anomaly.astype(int))
+
 
 class Explainer:
     """One exported file, ready to explain. Not for use by several threads at once.
 
     Attributes:
-        class_names: tuple of K names.
+        kind: "label" or "anomaly": what it finds.
+        class_names: tuple of K names; of anomalies `VERDICTS`.
         image_size: height and width the network works at, in pixels.
         precision: "float32" or "int8".
         metadata: dict, all that the file says about itself.
@@ -103,6 +113,7 @@ class Explainer:
         if not isinstance(num_threads, int) or num_threads < 1:
             raise ValueError(f"num_threads must be an integer of at least 1. Received: {num_threads!r}")
         self.metadata = read_metadata(path)
+        self.kind = self.metadata.get("kind", "label")
         self.class_names = tuple(self.metadata["class_names"])
         self.image_size = tuple(self.metadata["image_size"])
         self.precision = self.metadata["precision"]
@@ -112,10 +123,10 @@ class Explainer:
             self._interpreter.allocate_tensors()
         self._input = self._interpreter.tensor(self._interpreter.get_input_details()[0]["index"])
         details = self._interpreter.get_signature_runner().get_output_details()
-        self._outputs = [details[name]["index"] for name in OUTPUTS]
+        self._outputs = [details[name]["index"] for name in OUTPUTS[self.kind]]
 
-    def explain(self, images: np.ndarray) -> Explanation:
-        """Label and heat map of each image, one pass through the graph an image.
+    def explain(self, images: np.ndarray) -> Explanation | Detection:
+        """Label (or anomaly score) and heat map of each image, one pass through the graph an image.
 
         Args:
             images: uint8 RGB (N, H, W, 3) or (H, W, 3), any size.
@@ -127,8 +138,11 @@ class Explainer:
         self.network_seconds /= len(images)
         # A single image, the camera's case, is spared the copy.
         results = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-        scores, embeddings, clusters, heatmaps = results
+        scores, *more, heatmaps = results
         heatmaps = imaging.resize(heatmaps, height, width)
+        if self.kind == "anomaly":
+            return Detection(scores, heatmaps)
+        embeddings, clusters = more
         return Explanation(scores.argmax(axis=1), self.class_names, scores, heatmaps, clusters, embeddings)
 
     def _run(self, image):
@@ -158,6 +172,8 @@ def read_metadata(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path} is not an explainer file, or it is truncated: it ends in no metadata.") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} was written by another version of Faster-Grad-CAM; export the model again.")
+    if metadata.get("kind", "label") not in OUTPUTS:
+        raise ValueError(f"{path} is of a kind that this version of Faster-Grad-CAM does not know.")
     if metadata["sha256"] != checksum:
         raise ValueError(f"{path} is damaged: its checksum differs.")
     return metadata

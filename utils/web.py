@@ -39,7 +39,7 @@ def page(file: str | os.PathLike, mode: str = "heatmap", packages: str = CDN) ->
     urls = {package: packages.format(package=package) for package in PACKAGES}
     turbo = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], heatmap.COLORMAP)[0, :, ::-1]  # (256, RGB)
     settings = {
-        "metadata": {name: metadata[name] for name in ("class_names", "image_size", "precision")},
+        "metadata": {name: metadata.get(name) for name in ("kind", "class_names", "image_size", "precision")},
         "colours": _base64(turbo.tobytes()), "wasm": f"{urls['core']}wasm/", "mode": mode,
     }  # fmt: skip
     imports = {f"@litertjs/{package}": f"{url}dist/index.js" for package, url in urls.items()}

@@ -1,0 +1,252 @@
+"""How well the anomaly detector finds and shows defects that it has never seen, and what that costs.
+
+    python tests/benchmarks/anomaly.py circles [--seeds 0 1 2]   # drawn rings, from scratch
+    python tests/benchmarks/anomaly.py photos                    # photos of scikit-image with pasted damage
+    python tests/benchmarks/anomaly.py speed                     # beside a bare forward pass, and as LiteRT
+
+Measures: AUROC of images and of pixels, AP of pixels (all together), AUPRO up to a false-positive rate of 0.3. Beside
+the detector the patch memory (after PatchCore, arXiv 2106.08265): features of two resolutions, 1/8 and 1/16, averaged
+over 3×3 cells and brought to the finer grid, 5,000 random patches of the normal images, distance to the nearest one,
+Gaussian blur of σ = 4 pixels at 224; on the detector's own network, and where there are ImageNet weights on MobileNetV2
+with these, blocks 6 and 13.
+
+Photos: brick, grass, gravel and the moon, normal images from the left part, others from the right part of the photo;
+and coins, coffee and camera, taken anew a little askew. 60 normal images to fit, 48 normal and 48 damaged ones to judge
+by: scratches, cracks, stains, spots. Needs ImageNet weights in $IMAGENET_WEIGHTS and: pip install scikit-image
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils import repro  # isort: skip  first: it imports TensorFlow quietly
+import cv2
+import keras
+import numpy as np
+import tensorflow as tf
+
+from utils import anomaly, circles, imaging, metrics, networks, runtime
+
+COLUMNS = ("image AUROC", "pixel AUROC", "pixel AP", "AUPRO")
+N_FIT, N_TEST, SIZE = 200, 200, 96
+TEXTURES, OBJECTS, DAMAGE = ("brick", "grass", "gravel", "moon"), ("coins", "coffee", "camera"), (
+    "scratch", "crack", "stain", "spot",
+)  # fmt: skip
+PHOTO_SIZE, N_PHOTOS, N_PHOTOS_TEST = 224, 60, 48
+
+
+def patch_memory(network, layers, normal, images):
+    """Scores (N,) and maps (N, S, S) of the baseline; images of any size."""
+    side = network.inputs[0].shape[1]
+    model = keras.Model(network.inputs[0], [networks.get_layer(network, name).output for name in layers])
+
+    def features(batch):
+        parts = networks.forward(model, imaging.resize(batch, side, side))
+        fine, coarse = (tf.nn.avg_pool2d(part, 3, 1, "SAME") for part in parts)
+        return tf.concat([fine, tf.image.resize(coarse, fine.shape[1:3])], -1)
+
+    batches = [features(normal[i : i + 32]) for i in range(0, len(normal), 32)]
+    patches = tf.reshape(tf.concat(batches, 0), (-1, batches[0].shape[-1])).numpy()
+    chosen = np.random.default_rng(0).choice(len(patches), min(5000, len(patches)), replace=False)
+    memory, maps = patches[chosen], []
+    for i in range(0, len(images), 16):
+        found = features(images[i : i + 16])
+        flat = tf.reshape(found, (-1, found.shape[-1]))
+        nearest = tf.reduce_min((memory**2).sum(axis=1) - 2 * tf.matmul(flat, memory, transpose_b=True), 1)
+        distances = tf.sqrt(tf.nn.relu(nearest + tf.reduce_sum(flat**2, 1)))
+        maps.append(tf.reshape(distances, found.shape[:3]).numpy())
+    maps = imaging.resize(np.concatenate(maps), *images.shape[1:3])
+    sigma = 4 * images.shape[1] / 224
+    maps = np.stack([cv2.GaussianBlur(heat, (0, 0), sigma) for heat in maps])
+    return maps.max(axis=(1, 2)), maps
+
+
+def measure(scores, maps, masks):
+    """The four figures."""
+    defective = masks.any(axis=(1, 2))
+    images = metrics.image_auroc(scores, defective)
+    return images, metrics.pixel_auroc(maps, masks), metrics.pxap(maps, masks), metrics.aupro(maps, masks)
+
+
+def show(name, values, more=""):
+    print(f"{name:34s}" + "".join(f"{value:13.4f}" for value in values) + f"  {more}", flush=True)
+
+
+def imagenet(side):
+    """MobileNetV2 with ImageNet weights, None where there are none."""
+    spec = networks.Spec(image_size=side, last_layer=networks.DEFAULT_LAYER)
+    return networks.embedding_network(spec, "imagenet") if networks.imagenet_file(spec) else None
+
+
+def backbone(detector):
+    """The detector's network as a plain one, for the baseline, and its two layers."""
+    core = detector.core
+    return core, anomaly.LAYERS[detector.meta["network"]["backbone"]][1:]
+
+
+def judge_circles(options):
+    rows = {}
+    print(" " * 34 + "".join(f"{name:>13s}" for name in COLUMNS))
+    for seed in options.seeds:
+        normal, _ = circles.render_circles([circles.NORMAL] * N_FIT, SIZE, 1000 + seed)
+        kinds = [circles.NORMAL] * N_TEST + [circles.DEFECTS[i % len(circles.DEFECTS)] for i in range(N_TEST)]
+        images, masks = circles.render_circles(kinds, SIZE, 2000 + seed)
+        detector = anomaly.AnomalyDetector.fit(normal, seed=seed, steps=options.steps)
+        result = detector.explain(images)
+        missing = np.array([kind in (circles.NORMAL, "missing piece") for kind in kinds])
+        defective = masks.any(axis=(1, 2))
+        false_positives = result.is_anomaly[~defective].mean()
+        cold = result.heatmaps[~defective].mean() / result.heatmaps[masks].mean()
+        alone = metrics.image_auroc(result.scores[missing], defective[missing])
+        values = [*measure(result.scores, result.heatmaps, masks), alone, false_positives, cold]
+        rows.setdefault("detector", []).append(values)
+        show(f"detector, seed {seed}", values[:4], "missing piece {:.4f}, false positives {:.3f}, heat of normal "
+             "images / inside defects {:.4f}".format(*values[4:]))  # fmt: skip
+        networks_tried = {"patch memory, same network": backbone(detector)}
+        if network := imagenet(PHOTO_SIZE):
+            networks_tried["patch memory, ImageNet at 224"] = network, anomaly.LAYERS["mobilenet_v2"][1:]
+        for name, (network, layers) in networks_tried.items():
+            values = measure(*patch_memory(network, layers, normal, images), masks)
+            rows.setdefault(name, []).append(values)
+            show(f"{name}, seed {seed}", values)
+    for name, values in rows.items():
+        mean = np.mean(values, axis=0)
+        show(f"{name}, mean", mean[:4], " ".join(f"{value:.4f}" for value in mean[4:]))
+
+
+def photo(name):
+    import skimage.data
+
+    return imaging.read_image(Path(skimage.data.__file__).with_name(f"{name}.png"))
+
+
+def take(picture, is_texture, left, rng):
+    """A normal image (S, S, 3) of a photo: a piece of its left or right part, or nearly all of it, a little askew."""
+    height, width = picture.shape[:2]
+    if is_texture:
+        side = int(rng.uniform(0.36, 0.44) * min(height, width))
+        first, last = (0, int(0.55 * width) - side) if left else (int(0.55 * width), width - side)
+        x, y = rng.integers(first, max(first + 1, last)), rng.integers(0, height - side)
+    else:
+        side = int(0.9 * min(height, width))
+        x, y = int((width - side) / 2 + rng.integers(-15, 15)), rng.integers(0, height - side)
+    view = imaging.resize(picture[None, y : y + side, x : x + side], PHOTO_SIZE, PHOTO_SIZE)[0]
+    if not is_texture:
+        warp = cv2.getRotationMatrix2D((PHOTO_SIZE / 2,) * 2, rng.uniform(-3, 3), 1.06)
+        view = cv2.warpAffine(view, warp, (PHOTO_SIZE,) * 2, borderMode=cv2.BORDER_REFLECT_101)
+    return np.clip(view * rng.uniform(0.96, 1.04) + rng.normal(0, 1, view.shape), 0, 255).astype(np.uint8)
+
+
+def wander(rng, n, step, turn):
+    """Points of a path, int32 (n + 1, 2), in sixteenths of a pixel."""
+    angles = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.normal(0, turn, n + 1))
+    points = rng.uniform(0.15, 0.85, 2) + step * np.cumsum(np.stack([np.cos(angles), np.sin(angles)], 1), 0)
+    return np.round(points * PHOTO_SIZE * 16).astype(np.int32)
+
+
+def damage(image, kind, rng):
+    """The image with a defect, and its mask."""
+    side, tone, plane = len(image), image.reshape(-1, 3).mean(axis=0), np.zeros(image.shape[:2], np.float32)
+    if kind == "scratch":
+        path = wander(rng, 20, rng.uniform(0.01, 0.03), 0.08)
+        cv2.polylines(plane, [path], False, 1.0, int(rng.integers(1, 4)), cv2.LINE_AA, 4)
+        colour, opacity, soft = tone + rng.choice([-1, 1]) * rng.uniform(50, 110), rng.uniform(0.5, 0.95), 0.6
+    elif kind == "crack":
+        for _ in range(rng.integers(1, 3)):
+            path = wander(rng, 40, 0.015, 0.5)
+            branch = wander(rng, 15, 0.015, 0.4)
+            for start, end in zip(path[:-1], path[1:], strict=True):
+                cv2.line(plane, start.tolist(), end.tolist(), 1.0, int(rng.integers(2, 7)), cv2.LINE_AA, 4)
+            cv2.polylines(plane, [branch - branch[0] + path[rng.integers(5, 30)]], False, 1.0, 2, cv2.LINE_AA, 4)
+        colour, opacity, soft = tone * rng.uniform(0.2, 0.5), rng.uniform(0.6, 0.95), 0.8
+    elif kind == "stain":
+        uneven = cv2.resize(rng.random((8, 8), np.float32), (side, side), interpolation=cv2.INTER_CUBIC) - 0.5
+        y, x = np.mgrid[:side, :side] - rng.uniform(0.2, 0.8, (2, 1, 1)) * side
+        plane = (np.hypot(x, y) / (side * rng.uniform(0.06, 0.16)) + uneven < 1).astype(np.float32)
+        colour, opacity, soft = tone * rng.choice([0.45, 1.7]) + rng.normal(0, 15, 3), rng.uniform(0.25, 0.5), 2.5
+    else:
+        centre, radius = rng.uniform(0.1, 0.9, 2) * side, rng.uniform(0.02, 0.05) * side
+        cv2.circle(plane, np.round(centre * 16).astype(int).tolist(), round(radius * 16), 1.0, -1, cv2.LINE_AA, 4)
+        colour, opacity, soft = tone + rng.choice([-1, 1]) * rng.uniform(60, 120), rng.uniform(0.5, 0.9), 1.5
+    grain = image - cv2.GaussianBlur(image, (0, 0), 4.0).astype(float)
+    share = opacity * cv2.GaussianBlur(plane, (0, 0), soft)[..., None]
+    changed = image * (1 - share) + share * (np.clip(colour, 0, 255) + 0.5 * grain)
+    return np.clip(changed, 0, 255).astype(np.uint8), plane >= 0.5
+
+
+def photos(name):
+    """Normal images to fit, images to judge by, their masks."""
+    picture, is_texture, rng = photo(name), name in TEXTURES, np.random.default_rng(sum(map(ord, name)))
+    normal = np.stack([take(picture, is_texture, True, rng) for _ in range(N_PHOTOS)])
+    images = np.stack([take(picture, is_texture, False, rng) for _ in range(2 * N_PHOTOS_TEST)])
+    masks = np.zeros(images.shape[:3], bool)
+    for i in range(N_PHOTOS_TEST, len(images)):
+        images[i], masks[i] = damage(images[i], DAMAGE[i % len(DAMAGE)], rng)
+    return normal, images, masks
+
+
+def judge_photos(options):
+    rows, network = {"detector": [], "patch memory": []}, imagenet(PHOTO_SIZE)
+    if network is None:
+        sys.exit("photos needs ImageNet weights in $IMAGENET_WEIGHTS.")
+    print(" " * 34 + "".join(f"{name:>13s}" for name in COLUMNS))
+    for name in options.names:
+        normal, images, masks = photos(name)
+        values = measure(*patch_memory(network, anomaly.LAYERS["mobilenet_v2"][1:], normal, images), masks)
+        show(f"patch memory, {name}", values)
+        rows["patch memory"].append(values)
+        detector = anomaly.AnomalyDetector.fit(normal, "imagenet", steps=options.steps)
+        result = detector.explain(images)
+        values = measure(result.scores, result.heatmaps, masks)
+        false_positives = result.is_anomaly[:N_PHOTOS_TEST].mean()
+        show(f"detector, {name}", values, f"false positives {false_positives:.3f}")
+        rows["detector"].append(values)
+    for name, values in rows.items():
+        show(f"{name}, mean", np.mean(values, axis=0))
+
+
+def judge_speed(options):
+    """The whole `explain` beside the bare forward pass of the network up to where the detector ends; LiteRT."""
+    import tempfile
+
+    from utils import export
+
+    rng = np.random.default_rng(0)
+    for weights, side in ((None, 96), ("imagenet" if imagenet(PHOTO_SIZE) else None, 224)):
+        frame = rng.integers(0, 255, (side, side, 3)).astype(np.uint8)
+        detector = anomaly.AnomalyDetector.fit(frame[None].repeat(4, 0), weights, image_size=side, steps=1)
+        core = detector.core
+        bare = keras.Model(core.inputs[0], core.outputs[2:])
+        tensor = tf.constant(frame[None], tf.float32)
+        run = networks._compiled(bare)
+        with tempfile.TemporaryDirectory() as folder:
+            explainer = runtime.Explainer(export.export_float(detector, Path(folder) / "a.tflite"), num_threads=2)
+            seconds = repro.compare_times(
+                {
+                    "bare forward": lambda run=run, tensor=tensor: [part.numpy() for part in run(tensor)],
+                    "explain": lambda detector=detector, frame=frame: detector.explain(frame),
+                    "LiteRT explain": lambda explainer=explainer, frame=frame: explainer.explain(frame),
+                },
+                options.rounds,
+            )
+        ratio = seconds["explain"] / seconds["bare forward"]
+        times = ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in seconds.items())
+        print(f"{core.name} {detector.meta['network']['backbone']} at {side}: {times}; ratio {ratio:.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("circles", "photos", "speed"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--names", nargs="+", default=[*TEXTURES, *OBJECTS], help="photos to take")
+    parser.add_argument("--steps", type=int, help="of the training")
+    parser.add_argument("--rounds", type=int, default=51)
+    options = parser.parse_args()
+    {"circles": judge_circles, "photos": judge_photos, "speed": judge_speed}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()
