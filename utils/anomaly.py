@@ -41,8 +41,9 @@ CLASS_NAMES = ("normal", *artificial.KINDS)
 CHANNELS = 48, 32  # of the map's head: where the resolutions meet, and behind that
 ARCFACE_WEIGHT = 0.1  # of its loss
 N_PROTOTYPES, N_DIMENSIONS, N_PATCHES = 256, 128, 20_000
-DISTANCE_WEIGHT = 0.3  # of z₂: w in the formula
-SMOOTHING = 3  # cells of the map, side of the window
+# w of the formula. ImageNet's features tell more than those that learnt on a few hundred pictures.
+DISTANCE_WEIGHTS = {"small_resnet": 0.1, "mobilenet_v2": 0.3}
+SCORE_WINDOW, FEATURE_WINDOW = 2, 3  # cells, sides of what is averaged
 HELD_OUT = 0.25  # of the normal images
 FEWEST_TO_HOLD_OUT = 8  # with fewer images all take part in everything
 DEFECTIVE = 0.7  # of a batch
@@ -111,7 +112,9 @@ class AnomalyDetector:
         n_held_out = round(HELD_OUT * len(images)) if len(images) >= FEWEST_TO_HOLD_OUT else 0
         seen, unseen = images[order[n_held_out:]], images[order[:n_held_out] if n_held_out else order]
         prototypes, interrupted = _train(core, seen, steps, 16 if weights else 32, seed, progress)
-        arrays = {"class_prototypes": prototypes} | _usual(core, seen, unseen, false_positives, seed)
+        arrays = {"class_prototypes": prototypes} | _usual(
+            core, DISTANCE_WEIGHTS[spec.backbone], seen, unseen, false_positives, seed
+        )
         return cls(core, arrays, {
             "network": spec.asdict(), "false_positives": false_positives, "n_images": len(images), "seed": int(seed),
             "steps": steps, "weights": weights and Path(weights).name, "interrupted": interrupted,
@@ -182,7 +185,7 @@ class Tail(keras.layers.Layer):
     def call(self, logits, fine, coarse):
         a = self.anomaly(logits, fine, coarse)
         usual, threshold = map(float, self.arrays["levels"])
-        peak = tf.reduce_max(smooth(a), axis=(1, 2, 3))  # (N,)
+        peak = tf.reduce_max(smooth(a, SCORE_WINDOW), axis=(1, 2, 3))  # (N,)
         rise = tf.nn.relu(tf.image.resize(a, (self.side,) * 2) - usual) / (threshold - usual)
         square = tf.square(rise[..., 0])
         return {"scores": (peak - usual) / (threshold - usual), "heatmap": square / (1 + square)}
@@ -191,7 +194,7 @@ class Tail(keras.layers.Layer):
         """a of the formula: float32 (N, g, g, 1)."""
         (m1, s1), (m2, s2) = self.arrays["moments"].tolist()
         distance = tf.image.resize(self.distance(fine, coarse), logits.shape[1:3])
-        return (logits - m1) / s1 + DISTANCE_WEIGHT * (distance - m2) / s2
+        return (logits - m1) / s1 + float(self.arrays["distance_weight"]) * (distance - m2) / s2
 
     def distance(self, fine, coarse):
         """Of each cell's features to the nearest prototype: float32 (N, h, w, 1)."""
@@ -206,15 +209,15 @@ class Tail(keras.layers.Layer):
         """Both resolutions, averaged over 3×3 cells, standardised and projected: float32 (N, h, w, `N_DIMENSIONS`)."""
         kernels = np.split(self.arrays["projection"], [fine.shape[-1]])
         fine, coarse = (
-            tf.nn.conv2d(smooth(maps), tf.constant(kernel[None, None]), 1, "SAME")
+            tf.nn.conv2d(smooth(maps, FEATURE_WINDOW), tf.constant(kernel[None, None]), 1, "SAME")
             for maps, kernel in zip((fine, coarse), kernels, strict=True)
         )
         return fine + tf.image.resize(coarse, fine.shape[1:3]) + tf.constant(self.arrays["offset"])
 
 
-def smooth(maps):
-    """Mean of each cell and its neighbours."""
-    return tf.nn.avg_pool2d(maps, SMOOTHING, 1, "SAME")
+def smooth(maps, side):
+    """Mean of each cell and its neighbours in a window of side × side cells."""
+    return tf.nn.avg_pool2d(maps, side, 1, "SAME")
 
 
 def _check_settings(spec, steps, false_positives):
@@ -340,10 +343,11 @@ def vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image * rng.uniform(0.92, 1.08) + rng.normal(0, 3, 3), 0, 255).astype(np.uint8)
 
 
-def _usual(core, seen, unseen, false_positives, seed):
+def _usual(core, distance_weight, seen, unseen, false_positives, seed):
     """What is usual: all that the `Tail` needs, from images that trained the core and others.
 
     Returns:
+        distance_weight: w of the formula, as it is given.
         prototypes: float32 (P, d), means of the clusters of projected features of the seen images.
         projection, offset: float32 (C, d) and (d,), standardise the features and project on principal components.
         moments: float64 (2, 2), mean and standard deviation of logits and of distances over unseen images.
@@ -351,7 +355,11 @@ def _usual(core, seen, unseen, false_positives, seed):
     """
     rng = np.random.default_rng(seed)
     identity = np.eye(sum(maps.shape[-1] for maps in core.outputs[1:3]), dtype=np.float32)  # until there is better
-    arrays = {"projection": identity, "offset": np.zeros(len(identity), np.float32)}
+    arrays = {
+        "distance_weight": np.array(distance_weight),
+        "projection": identity,
+        "offset": np.zeros(len(identity), np.float32),
+    }
     side = core.inputs[0].shape[1]
 
     def run(function, images):
@@ -387,7 +395,7 @@ def _usual(core, seen, unseen, false_positives, seed):
     arrays["moments"] = np.array([[x.mean(), max(x.std(), 1e-3)] for x in (logits, distances)], float)
     anomalies = run(Tail(side, arrays).anomaly, unseen)
     usual = float(np.median(anomalies))
-    scores = smooth(tf.constant(anomalies)).numpy().max(axis=(1, 2, 3))
+    scores = smooth(tf.constant(anomalies), SCORE_WINDOW).numpy().max(axis=(1, 2, 3))
     arrays["levels"] = np.array([usual, max(_limit(scores, false_positives), usual + LEAST_RISE)])
     return arrays
 
