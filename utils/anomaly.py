@@ -135,6 +135,13 @@ class AnomalyDetector:
         scores, maps = networks.forward(self.network, imaging.resize(images, *self.image_size), batch_size)
         return Detection(scores, imaging.resize(maps, *images.shape[1:3]))
 
+    def distances(self, images: np.ndarray) -> np.ndarray:
+        """Distance of the features to the nearest prototype alone, float32 (N, H, W); images as in `explain`."""
+        images = imaging.check_images(images)
+        tail = Tail(self.image_size[0], self.arrays)
+        maps = _run(self.core, lambda _, *features: tail.distance(*features), imaging.resize(images, *self.image_size))
+        return imaging.resize(np.ascontiguousarray(maps[..., 0]), *images.shape[1:3])
+
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K) of `CLASS_NAMES`: what ArcFace learnt, for Grad-CAM to differentiate."""
         head = arcface.ArcFace(len(CLASS_NAMES), name="arcface")
@@ -361,12 +368,6 @@ def _usual(core, distance_weight, seen, unseen, false_positives, seed):
         "offset": np.zeros(len(identity), np.float32),
     }
     side = core.inputs[0].shape[1]
-
-    def run(function, images):
-        """Of batches, not all at once: features are large."""
-        parts = (networks.forward(core, images[i : i + 32], 32)[:3] for i in range(0, len(images), 32))
-        return np.concatenate([function(*map(tf.constant, part)).numpy() for part in parts])
-
     per_image = -(-N_PATCHES // len(seen))
 
     def sample(*maps):
@@ -375,7 +376,7 @@ def _usual(core, distance_weight, seen, unseen, false_positives, seed):
         cells = [rng.permutation(features.shape[1])[:per_image] for _ in features]
         return tf.gather(features, tf.constant(np.stack(cells)), axis=1, batch_dims=1)
 
-    patches = run(sample, seen).reshape(-1, len(identity))[:N_PATCHES]
+    patches = _run(core, sample, seen).reshape(-1, len(identity))[:N_PATCHES]
     # Each resolution has the same say, however many channels it has.
     share = np.concatenate([np.full(maps.shape[-1], maps.shape[-1] ** -0.5) for maps in core.outputs[1:3]])
     scale = share / (patches.std(axis=0) + 1e-2 * patches.std() + 1e-6)
@@ -390,14 +391,20 @@ def _usual(core, distance_weight, seen, unseen, false_positives, seed):
         "projection": projection.astype(np.float32), "offset": (-centre @ projection).astype(np.float32),
         "prototypes": kmeans.cluster_centers_.astype(np.float32),
     }  # fmt: skip
-    logits = run(lambda logits, *_: logits, unseen)
-    distances = run(lambda _, *maps: Tail(side, arrays).distance(*maps), unseen)
+    logits = _run(core, lambda logits, *_: logits, unseen)
+    distances = _run(core, lambda _, *maps: Tail(side, arrays).distance(*maps), unseen)
     arrays["moments"] = np.array([[x.mean(), max(x.std(), 1e-3)] for x in (logits, distances)], float)
-    anomalies = run(Tail(side, arrays).anomaly, unseen)
+    anomalies = _run(core, Tail(side, arrays).anomaly, unseen)
     usual = float(np.median(anomalies))
     scores = smooth(tf.constant(anomalies), SCORE_WINDOW).numpy().max(axis=(1, 2, 3))
     arrays["levels"] = np.array([usual, max(_limit(scores, false_positives), usual + LEAST_RISE)])
     return arrays
+
+
+def _run(core, function, images):
+    """The function of logits, fine and coarse features, batch by batch: features of all images at once are large."""
+    parts = (networks.forward(core, images[i : i + 32], 32)[:3] for i in range(0, len(images), 32))
+    return np.concatenate([function(*map(tf.constant, part)).numpy() for part in parts])
 
 
 def _limit(scores, false_positives):

@@ -137,9 +137,14 @@ def convert(model: keras.Model) -> bytes:
     # A batch of known size: with an open one the converter cannot merge dilated convolutions.
     signature = [keras.InputSpec(dtype="float32", shape=model.inputs[0].shape, name=model.inputs[0].name)]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.tflite"
-        with runtime.silent_stderr():
-            model.export(path, format="litert", verbose=False, input_signature=signature)
+        path, logger = Path(folder) / "model.tflite", tf.get_logger()
+        level = logger.level
+        logger.setLevel("ERROR")  # else it tells where it keeps its temporary files
+        try:
+            with runtime.silent_stderr():
+                model.export(path, format="litert", verbose=False, input_signature=signature)
+        finally:
+            logger.setLevel(level)
         return path.read_bytes()
 
 

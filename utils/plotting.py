@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from sklearn.decomposition import PCA
+from sklearn.metrics import roc_curve
 
 COLORMAP = "turbo"  # as in utils.heatmap
 COLOURS = plt.get_cmap("tab10").colors
@@ -96,6 +97,28 @@ def embedding_space(embeddings, labels, class_names, centroids=None, prototypes=
     ax.set(xlabel=f"component 1 ({shares[0]:.0%} of the variance)", ylabel=f"component 2 ({shares[1]:.0%})")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     ax.grid(alpha=0.3)
+    plt.close(figure)
+    return figure
+
+
+def anomaly_scores(scores: np.ndarray, defective: np.ndarray, threshold: float = 1.0) -> Figure:
+    """Histogram of anomaly scores with the threshold, and the ROC curve with the place that it takes there.
+
+    Args:
+        scores: float (N,); defective: bool (N,).
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.9), width_ratios=(2, 1), layout="constrained", dpi=80)
+    bins = np.linspace(scores.min(), scores.max(), 50)
+    for kind, name in enumerate(("normal", "defective")):
+        left.hist(scores[defective == kind], bins, alpha=0.6, color=COLOURS[kind], label=name)
+    left.axvline(threshold, color="0.2", ls="--", label="threshold")
+    left.set(xlabel="score", ylabel="images")
+    left.legend(frameon=False)
+    false_positives, found, _ = roc_curve(defective, scores)
+    right.plot(false_positives, found, color=COLOURS[0])
+    right.plot(*((scores > threshold)[defective == kind].mean() for kind in (False, True)), "o", color="0.2")
+    right.set(xlabel="false positives", ylabel="defects found", xlim=(-0.02, 0.3), ylim=(0.7, 1.01))
+    right.grid(alpha=0.3)
     plt.close(figure)
     return figure
 
