@@ -64,7 +64,7 @@ def test_the_formula_by_hand():
     a = (5 - 1) / 2 + 0.25 * (1.5 - 0.5) / 1
     outputs = tail(usual=a - 0.5, threshold=a + 0.5)(logits, fine, coarse)
     np.testing.assert_allclose(outputs["scores"], [0.5], rtol=1e-4)
-    np.testing.assert_allclose(outputs["heatmap"], np.full((1, 4, 4), 0.25 / 1.25), rtol=1e-4)
+    np.testing.assert_allclose(outputs["heatmap"], np.full((1, 4, 4), 0.5**4 / (1 + 0.5**4)), rtol=1e-4)
     at_threshold = tail(usual=a - 1, threshold=a)(logits, fine, coarse)
     np.testing.assert_allclose(at_threshold["heatmap"], np.full((1, 4, 4), 0.5), rtol=1e-4)
     assert not tail(usual=a, threshold=a + 1)(logits, fine, coarse)["heatmap"].numpy().any()

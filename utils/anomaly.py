@@ -7,7 +7,7 @@ how far features are from those of normal images, the nearest of some prototypes
 
     images ─► network ─► logit of "changed" (N,g,g) ──► z₁ ─┐
                   ├────► features (N,h,w,C) ─► distance ─► z₂ ─┴─► a = z₁ + w·z₂ ─► m = ReLU(a − a₀) / (t − a₀)
-                  └────► embedding (N,D): see `AnomalyDetector.classifier`          heat = m² / (1 + m²)
+                  └────► embedding (N,D): see `AnomalyDetector.classifier`          heat = m⁴ / (1 + m⁴)
 
 Normal images that took no part in the training say what is usual: z₁ and z₂ have mean 0 and standard deviation 1 over
 their pixels, a₀ is the median of a, and above t lies an image's score, the maximum of the smoothed a, only for the
@@ -194,8 +194,8 @@ class Tail(keras.layers.Layer):
         usual, threshold = map(float, self.arrays["levels"])
         peak = tf.reduce_max(smooth(a, SCORE_WINDOW), axis=(1, 2, 3))  # (N,)
         rise = tf.nn.relu(tf.image.resize(a, (self.side,) * 2) - usual) / (threshold - usual)
-        square = tf.square(rise[..., 0])
-        return {"scores": (peak - usual) / (threshold - usual), "heatmap": square / (1 + square)}
+        power = tf.square(tf.square(rise[..., 0]))
+        return {"scores": (peak - usual) / (threshold - usual), "heatmap": power / (1 + power)}
 
     def anomaly(self, logits, fine, coarse):
         """a of the formula: float32 (N, g, g, 1)."""
