@@ -363,6 +363,31 @@ def test_a_dropped_picture_of_any_size(height, width, tab, rng, tmp_path):
     assert text(tab, "rates").startswith("network ") and not tab.run("stage.classList.contains('mirrored')")
 
 
+def test_a_detector_of_anomalies_shows_score_and_threshold(chromium, serve, rng, tmp_path):
+    from utils import anomaly, circles, demo, export
+
+    rings = circles.render_circles([circles.NORMAL] * 12, 64)[0]
+    file = export.export_float(anomaly.AnomalyDetector.fit(rings, image_size=32, steps=2), tmp_path / "rings.tflite")
+    explainer, tab = runtime.Explainer(file), chromium.tab(camera=True, before=browser.RECORD)
+    tab.open(serve(file))
+    tab.wait("document.getElementById('state').textContent.startsWith('Knows')")
+    tab.press("s")
+    for verdict, image in (("normal", rings[0]), ("anomaly", rng.integers(0, 256, (64, 64, 3)).astype(np.uint8))):
+        imaging.write_image(tmp_path / "photo.png", image)
+        answer, _, heat = still(tab, tmp_path / "photo.png")
+        expected = explainer.explain(image)
+        assert answer["name"] == expected.names[0] == verdict
+        assert answer["score"] == pytest.approx(float(expected.scores[0]), abs=1e-3)
+        np.testing.assert_allclose(heat, expected.heatmaps[0], atol=2 / 255)
+        assert text(tab, "answer") == f"{verdict} {answer['score']:.2f}, threshold 1"
+        corners = demo.find_box(expected)
+        assert (box(tab) is None) == (corners is None)
+        if corners:
+            np.testing.assert_allclose(box(tab), np.array(corners) / 64, atol=0.01)
+    assert not tab.errors
+    tab.close()
+
+
 def test_pictures_are_read_as_by_the_other_commands(tab, rng, tmp_path):
     pixels = rng.integers(0, 256, (40, 60, 4)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "transparent.png")
