@@ -41,8 +41,7 @@ CLASS_NAMES = ("normal", *artificial.KINDS)
 CHANNELS = 48, 32  # of the map's head: where the resolutions meet, and behind that
 ARCFACE_WEIGHT = 0.1  # of its loss
 N_PROTOTYPES, N_DIMENSIONS, N_PATCHES = 256, 128, 20_000
-# w of the formula. ImageNet's features tell more than those that learnt on a few hundred pictures.
-DISTANCE_WEIGHTS = {"small_resnet": 0.1, "mobilenet_v2": 0.3}
+DISTANCE_WEIGHT = 0.1  # w of the formula
 SCORE_WINDOW, FEATURE_WINDOW = 2, 3  # cells, sides of what is averaged
 HELD_OUT = 0.25  # of the normal images
 FEWEST_TO_HOLD_OUT = 8  # with fewer images all take part in everything
@@ -112,9 +111,7 @@ class AnomalyDetector:
         n_held_out = round(HELD_OUT * len(images)) if len(images) >= FEWEST_TO_HOLD_OUT else 0
         seen, unseen = images[order[n_held_out:]], images[order[:n_held_out] if n_held_out else order]
         prototypes, interrupted = _train(core, seen, steps, 16 if weights else 32, seed, progress)
-        arrays = {"class_prototypes": prototypes} | _usual(
-            core, DISTANCE_WEIGHTS[spec.backbone], seen, unseen, false_positives, seed
-        )
+        arrays = {"class_prototypes": prototypes} | _usual(core, seen, unseen, false_positives, seed)
         return cls(core, arrays, {
             "network": spec.asdict(), "false_positives": false_positives, "n_images": len(images), "seed": int(seed),
             "steps": steps, "weights": weights and Path(weights).name, "interrupted": interrupted,
@@ -201,7 +198,7 @@ class Tail(keras.layers.Layer):
         """a of the formula: float32 (N, g, g, 1)."""
         (m1, s1), (m2, s2) = self.arrays["moments"].tolist()
         distance = tf.image.resize(self.distance(fine, coarse), logits.shape[1:3])
-        return (logits - m1) / s1 + float(self.arrays["distance_weight"]) * (distance - m2) / s2
+        return (logits - m1) / s1 + DISTANCE_WEIGHT * (distance - m2) / s2
 
     def distance(self, fine, coarse):
         """Of each cell's features to the nearest prototype: float32 (N, h, w, 1)."""
@@ -350,11 +347,10 @@ def vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image * rng.uniform(0.92, 1.08) + rng.normal(0, 3, 3), 0, 255).astype(np.uint8)
 
 
-def _usual(core, distance_weight, seen, unseen, false_positives, seed):
+def _usual(core, seen, unseen, false_positives, seed):
     """What is usual: all that the `Tail` needs, from images that trained the core and others.
 
     Returns:
-        distance_weight: w of the formula, as it is given.
         prototypes: float32 (P, d), means of the clusters of projected features of the seen images.
         projection, offset: float32 (C, d) and (d,), standardise the features and project on principal components.
         moments: float64 (2, 2), mean and standard deviation of logits and of distances over unseen images.
@@ -362,11 +358,7 @@ def _usual(core, distance_weight, seen, unseen, false_positives, seed):
     """
     rng = np.random.default_rng(seed)
     identity = np.eye(sum(maps.shape[-1] for maps in core.outputs[1:3]), dtype=np.float32)  # until there is better
-    arrays = {
-        "distance_weight": np.array(distance_weight),
-        "projection": identity,
-        "offset": np.zeros(len(identity), np.float32),
-    }
+    arrays = {"projection": identity, "offset": np.zeros(len(identity), np.float32)}
     side = core.inputs[0].shape[1]
     per_image = -(-N_PATCHES // len(seen))
 

@@ -10,9 +10,9 @@ over 3×3 cells and brought to the finer grid, 5,000 random patches of the norma
 Gaussian blur of σ = 4 pixels at 224; on the detector's own network, and where there are ImageNet weights on MobileNetV2
 with these, blocks 6 and 13.
 
-Photos: brick, grass, gravel and the moon, normal images from the left part, others from the right part of the photo;
-and coins, coffee and camera, taken anew a little askew. 60 normal images to fit, 48 normal and 48 damaged ones to judge
-by: scratches, cracks, stains, spots. Needs ImageNet weights in $IMAGENET_WEIGHTS and: pip install scikit-image
+Photos: pieces of brick, grass, gravel and the moon from anywhere in the photo, every second mirrored; and coins, coffee
+and camera, taken anew a little askew. 60 normal images to fit, 48 normal and 48 damaged ones to judge by: cracks in
+half of them, scratches, stains and spots. Needs ImageNet weights in $IMAGENET_WEIGHTS and: pip install scikit-image
 """
 
 import argparse
@@ -32,9 +32,8 @@ from utils import anomaly, circles, imaging, metrics, networks, runtime
 
 COLUMNS = ("image AUROC", "pixel AUROC", "pixel AP", "AUPRO")
 N_FIT, N_TEST, SIZE = 200, 200, 96
-TEXTURES, OBJECTS, DAMAGE = ("brick", "grass", "gravel", "moon"), ("coins", "coffee", "camera"), (
-    "scratch", "crack", "stain", "spot",
-)  # fmt: skip
+TEXTURES, OBJECTS = ("brick", "grass", "gravel", "moon"), ("coins", "coffee", "camera")
+DAMAGE = ("scratch", "crack", "stain", "crack", "spot", "crack")
 PHOTO_SIZE, N_PHOTOS, N_PHOTOS_TEST = 224, 60, 48
 
 
@@ -123,18 +122,19 @@ def photo(name):
     return imaging.read_image(Path(skimage.data.__file__).with_name(f"{name}.png"))
 
 
-def take(picture, is_texture, left, rng):
-    """A normal image (S, S, 3) of a photo: a piece of its left or right part, or nearly all of it, a little askew."""
+def take(picture, is_texture, rng):
+    """A normal image (S, S, 3) of a photo: a piece of it, or nearly all of it, a little askew."""
     height, width = picture.shape[:2]
     if is_texture:
         side = int(rng.uniform(0.36, 0.44) * min(height, width))
-        first, last = (0, int(0.55 * width) - side) if left else (int(0.55 * width), width - side)
-        x, y = rng.integers(first, max(first + 1, last)), rng.integers(0, height - side)
+        x, y = rng.integers(0, width - side), rng.integers(0, height - side)
     else:
         side = int(0.9 * min(height, width))
         x, y = int((width - side) / 2 + rng.integers(-15, 15)), rng.integers(0, height - side)
     view = imaging.resize(picture[None, y : y + side, x : x + side], PHOTO_SIZE, PHOTO_SIZE)[0]
-    if not is_texture:
+    if is_texture:
+        view = view[:, :: rng.choice([-1, 1])]
+    else:
         warp = cv2.getRotationMatrix2D((PHOTO_SIZE / 2,) * 2, rng.uniform(-3, 3), 1.06)
         view = cv2.warpAffine(view, warp, (PHOTO_SIZE,) * 2, borderMode=cv2.BORDER_REFLECT_101)
     return np.clip(view * rng.uniform(0.96, 1.04) + rng.normal(0, 1, view.shape), 0, 255).astype(np.uint8)
@@ -180,8 +180,8 @@ def damage(image, kind, rng):
 def photos(name):
     """Normal images to fit, images to judge by, their masks."""
     picture, is_texture, rng = photo(name), name in TEXTURES, np.random.default_rng(sum(map(ord, name)))
-    normal = np.stack([take(picture, is_texture, True, rng) for _ in range(N_PHOTOS)])
-    images = np.stack([take(picture, is_texture, False, rng) for _ in range(2 * N_PHOTOS_TEST)])
+    views = np.stack([take(picture, is_texture, rng) for _ in range(N_PHOTOS + 2 * N_PHOTOS_TEST)])
+    normal, images = views[:N_PHOTOS], views[N_PHOTOS:]
     masks = np.zeros(images.shape[:3], bool)
     for i in range(N_PHOTOS_TEST, len(images)):
         images[i], masks[i] = damage(images[i], DAMAGE[i % len(DAMAGE)], rng)
