@@ -23,7 +23,7 @@ demo: out/Demo.html ## run Demo.ipynb on the shipped model and images: out/Demo.
 	@echo "The demo is ready: $(CURDIR)/out/Demo.html"
 
 test: lint ## run all tests, notebooks included
-	$(RUN) -m pytest --nbval --numprocesses=2 --dist=loadfile
+	$(RUN) -m pytest --nbval --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(RUN) -m jupyter lab

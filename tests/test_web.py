@@ -150,13 +150,18 @@ def test_a_port_that_is_taken():
 
 def test_the_command_serves_until_ctrl_c():
     command = [sys.executable, "-m", "utils", "demo", "--web", "--int8", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        address = process.stdout.readline().split()[0]
-        connection = http.client.HTTPConnection(address.removeprefix("http://").rstrip("/"))
-        connection.request("GET", "/")
-        assert connection.getresponse().read() == web.page(INT8).encode()
-        process.send_signal(signal.SIGINT)
-        assert (process.wait(10), process.stderr.read()) == (130, "interrupted\n")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs of a shell's background ignore it
+    with subprocess.Popen(command, **pipes, preexec_fn=listen) as process:
+        try:
+            address = process.stdout.readline().split()[0]
+            connection = http.client.HTTPConnection(address.removeprefix("http://").rstrip("/"), timeout=30)
+            connection.request("GET", "/")
+            assert connection.getresponse().read() == web.page(INT8).encode()
+            process.send_signal(signal.SIGINT)
+            assert (process.wait(30), process.stderr.read()) == (130, "interrupted\n")
+        finally:
+            process.kill()
 
 
 # In Chromium
