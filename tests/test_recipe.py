@@ -21,7 +21,7 @@ def dataset(class_names, n_images):
 def test_a_model_that_does_not_tell_its_recipe_gets_one_that_loads_images():
     told = {"data": ["janken"], "variety": 0.5, "image_size": 64}
     saved = Namespace(meta={"training": told}, image_size=(96, 96))
-    assert vars(recipe.of(saved)) == {"n_images": 600, "seed": 0} | told | {"image_size": 96}
+    assert vars(recipe.of(saved)) == {"n_images": 600, "seed": 0, "detail_layer": None} | told | {"image_size": 96}
     assert recipe.of(Namespace(meta={}, image_size=(96, 96))).data == []
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils import data, hands, imaging, metrics, runtime
+from utils import data, hands, imaging, metrics, recipe, runtime
 from utils.__main__ import DEFAULT_MODEL
 from utils.faster_gradcam import FasterGradCAM
 
@@ -38,6 +38,13 @@ def test_held_out_photos_are_named_and_found(faster, janken_dataset, monkeypatch
     masks = dataset.masks[test]
     gaussian = np.repeat(metrics.centre_gaussian(*masks.shape[1:])[None], len(masks), axis=0)
     assert metrics.heat_in_mask(result.heatmaps, masks).mean() > metrics.heat_in_mask(gaussian, masks).mean()
+
+
+def test_it_tells_how_to_train_it_again(faster):
+    training = recipe.of(faster)
+    training.weights = "none"
+    network, layer, detail_layer = recipe.build(training)
+    assert network.spec == faster.network.spec and (layer, detail_layer) == (faster.meta["layer"], None)
 
 
 def test_the_folder_is_small_and_has_a_card():

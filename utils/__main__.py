@@ -280,12 +280,7 @@ def _explain_faster(options) -> int:
     files = imaging.image_files(options.images)
     faster = FasterGradCAM.load(options.model)
     skipped = []
-    for path, name in tqdm(files, "explaining", leave=False, delay=2, disable=None):
-        try:
-            image = imaging.read_image(path)
-        except (ValueError, FileNotFoundError) as error:
-            skipped.append(str(error))
-            continue
+    for path, name, image in _read(files, skipped, "explaining"):
         result = faster.explain(image)
         heat = result.heatmaps[0]
         imaging.write_image(options.out / f"{name}_heatmap.png", heatmap.grey(heat))
@@ -294,6 +289,19 @@ def _explain_faster(options) -> int:
         tqdm.write(f"{path}\t{result.names[0]}\t{result.scores.max():.3f}\t{box or 'no box'}")
     _report_skipped(skipped, len(files))
     return 2 if len(skipped) == len(files) else 0
+
+
+def _read(files, skipped, what):
+    """Yield path, name and image of each file, with a progress bar; why one cannot be read goes to ``skipped``."""
+    from tqdm import tqdm
+
+    for path, name in tqdm(files, what, leave=False, delay=2, disable=None):
+        try:
+            image = imaging.read_image(path)
+        except (ValueError, FileNotFoundError) as error:
+            skipped.append(str(error))
+        else:
+            yield path, name, image
 
 
 def _report_skipped(skipped, n_files):
@@ -416,12 +424,8 @@ def _anomaly_fit(options) -> int:
         raise FileNotFoundError(f"There is no folder {options.folder}, expected one of normal images.")
     folders = [options.folder, *sorted(path for path in options.folder.rglob("*") if path.is_dir())]
     files = imaging.image_files([folder for folder in folders if imaging.images_in(folder)] or [options.folder])
-    images, skipped = [], []
-    for path, _ in tqdm(files, "reading", leave=False, delay=2, disable=None):
-        try:
-            images.append(imaging.read_image(path))
-        except (ValueError, FileNotFoundError) as error:
-            skipped.append(str(error))
+    skipped = []
+    images = [image for _, _, image in _read(files, skipped, "reading")]
     _report_skipped(skipped, len(files))
     options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
     weights = None if options.weights == "none" else options.weights
@@ -458,12 +462,7 @@ def _anomaly_explain(options) -> int:
     with imaging.whole(options.out / "scores.csv") as draft, draft.open("w", newline="", encoding="utf-8") as table:
         rows = csv.writer(table)
         rows.writerow(["file", "score", "is_anomaly"])
-        for path, name in tqdm(files, "explaining", leave=False, delay=2, disable=None):
-            try:
-                image = imaging.read_image(path)
-            except (ValueError, FileNotFoundError) as error:
-                skipped.append(str(error))
-                continue
+        for path, name, image in _read(files, skipped, "explaining"):
             result = explainer.explain(image)
             heat = result.heatmaps[0]
             imaging.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))

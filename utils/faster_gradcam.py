@@ -147,11 +147,10 @@ class FasterGradCAM:
         contrasts, detail_weights = [None], None
         if backgrounds is not None:
             backgrounds = imaging.resize(imaging.check_images(backgrounds), *network.inputs[0].shape[1:3])
-            pooled = [keras.Model(classifier.inputs[0], keras.layers.GlobalAveragePooling2D()(m)) for m in maps]
-            contrasts = [
-                _contrast(*(networks.forward(means, part) for part in (images[explained], backgrounds)))
-                for means in pooled
-            ]
+            pooled = keras.ops.concatenate([keras.layers.GlobalAveragePooling2D()(m) for m in maps], axis=-1)
+            means = keras.Model(classifier.inputs[0], pooled)
+            contrast = _contrast(*(networks.forward(means, part) for part in (images[explained], backgrounds)))
+            contrasts = np.split(contrast, [maps[0].shape[-1]])
         if detail_layer:
             detail_weights = _weigh(harvest(detail_layer).channel_weights.mean(axis=0), contrasts[1], "contrast", None)
         meta = {

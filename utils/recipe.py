@@ -23,8 +23,8 @@ FROM_WEIGHTS = {"learning_rate": 2e-4, "augmentation": 1.0}
 
 def of(faster: FasterGradCAM) -> Namespace:
     """How a model was trained, as far as its folder tells: at least enough to load images for it."""
-    images = {"data": [], "n_images": 600, "variety": 1.0, "seed": 0}
-    return Namespace(**images | faster.meta.get("training", {}) | {"image_size": faster.image_size[0]})
+    untold = {"data": [], "n_images": 600, "variety": 1.0, "seed": 0, "detail_layer": None}
+    return Namespace(**untold | faster.meta.get("training", {}) | {"image_size": faster.image_size[0]})
 
 
 def load(source: str, recipe) -> data.Dataset:
