@@ -114,8 +114,7 @@ def train(
     Adam (amsgrad, as in the original) with a cosine-decayed learning rate; batches hold every class equally often, and
     of a class every source (see `data.join`); augmentation as in `utils.augment`. Seeds and deterministic kernels are
     set for the whole process (`repro.seed_everything`). A contiguous eighth of each class and source is held out to
-    choose the best weights (lowest cross-entropy of scale·cos θ, no margin). Ctrl-C ends the training and keeps the
-    best so far.
+    choose the best weights (highest accuracy, of equals the latest). Ctrl-C ends the training and keeps these.
 
     Args:
         network: float32 (N, S, S, 3) → embedding (N, D), from `networks.embedding_network` or your own.
@@ -149,7 +148,7 @@ def train(
     fit_part, held_out = data.split(kinds[dataset.train], test_fraction=1 / 8, seed=seed)
     held_out = dataset.train[held_out if len(held_out) else fit_part]  # one image a class: nothing else to judge by
     look_at = set(np.linspace(0, steps, evaluations + 1).round().astype(int)[1:])
-    history, losses, best, interrupted = [], [], (math.inf, 0, None), False
+    history, losses, best, interrupted = [], [], (0, 0, None), False
     start = time.perf_counter()
     try:
         batches = _batches(dataset, sources, dataset.train[fit_part], batch_size, steps, augmentation, seed)
@@ -158,16 +157,17 @@ def train(
             if step not in look_at:
                 continue
             cosines = networks.forward(scores, dataset.images[held_out])
-            loss = _cross_entropy(scale * cosines, dataset.labels[held_out])
+            accuracy = float(np.mean(cosines.argmax(axis=1) == dataset.labels[held_out]))
             seconds = time.perf_counter() - start
             history.append({
-                "step": step, "loss": float(np.mean(losses)), "validation_loss": loss,
-                "validation_accuracy": float(np.mean(cosines.argmax(axis=1) == dataset.labels[held_out])),
+                "step": step, "loss": float(np.mean(losses)), "validation_accuracy": accuracy,
+                "validation_loss": _cross_entropy(scale * cosines, dataset.labels[held_out]),
                 "seconds": seconds, "seconds_left": seconds / step * (steps - step),
             })  # fmt: skip
             losses.clear()
-            if loss <= best[0]:
-                best = loss, step, scores.get_weights()
+            # By loss, which a few confident errors drive, early weights win, and they know new people and rooms less.
+            if accuracy >= best[0] and np.isfinite(cosines).all():
+                best = accuracy, step, scores.get_weights()
             progress(history[-1])
     except KeyboardInterrupt:
         interrupted = True
