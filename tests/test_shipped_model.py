@@ -44,7 +44,8 @@ def test_it_tells_how_to_train_it_again(faster):
     training = recipe.of(faster)
     training.weights = "none"
     network, layer, detail_layer = recipe.build(training)
-    assert network.spec == faster.network.spec and (layer, detail_layer) == (faster.meta["layer"], None)
+    assert network.spec == faster.network.spec
+    assert layer == faster.meta["layer"] and detail_layer == faster.meta["detail_layer"]
 
 
 def test_the_folder_is_small_and_has_a_card():

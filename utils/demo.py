@@ -136,15 +136,18 @@ class Meter:
 
 
 def annotate(frame: np.ndarray, result: Explanation | Detection, mode: str, rates: tuple[float, float]) -> np.ndarray:
-    """Draw label, score, `Meter.rates` and, unless it is *none*, the heat map or the box on a copy of the frame."""
+    """Draw label, confidence or score, `Meter.rates` and, unless it is *none*, the heat map or the box on a copy of the frame."""
     heat, height, corner = result.heatmaps[0], len(frame), (0, 0)
     picture = heatmap.overlay(frame, heat) if mode == "heatmap" and heat.any() else frame.copy()
     if mode == "box" and (box := find_box(result)):
         corner = box[:2]
         draw_box(picture, box)
     top = write(picture, f"{rates[0]:.0f} FPS, network {rates[1]:.1f} ms", (0, height), height)
-    threshold = ", threshold 1" if isinstance(result, Detection) else ""
-    write(picture, f"{result.names[0]} {result.scores[0].max():.2f}{threshold}", corner, top)
+    if isinstance(result, Detection):
+        sure = f"{result.scores[0]:.2f}, threshold 1"
+    else:  # a cosine alone says little: only how far it is above the others counts
+        sure = f"{result.probabilities().max():.2f}"
+    write(picture, f"{result.names[0]} {sure}", corner, top)
     return picture
 
 

@@ -63,7 +63,7 @@ class ExplanationTail(keras.layers.Layer):
         positive = tf.nn.relu(tf.reduce_sum(maps * weights[:, None, None], axis=-1))  # (1, h, w)
         if details is not None:
             fine = tf.nn.relu(tf.reduce_sum(details * tf.constant(self.detail_weights), axis=-1))
-            positive = _resized(positive, self.resizes[0]) * tf.square(fine)
+            positive = tf.sqrt(_resized(positive, self.resizes[0])) * fine
         heatmap = _resized(positive / tf.maximum(tf.reduce_max(positive), 1e-12), self.resizes[-1])
         cluster = tf.gather(tf.constant(self.clusters), nearest)
         return {"scores": scores, "embedding": embedding, "cluster": cluster, "heatmap": heatmap}

@@ -18,10 +18,10 @@ reliably. No mask is needed for it.
 Deep layers know what they see and are coarse; a layer further down sees finer, but not what. A detail layer, with
 feature maps B and one weight a channel for all clusters, draws the outline of what the deep map M speaks of:
 
-    heat map  M · F² / max     F = Σ_c v_c · B_c     v_c = max(mean of w_c over all images, 0) · max(s_c, 0)
+    heat map  √M · F / max     F = Σ_c v_c · B_c     v_c = max(mean of w_c over all images, 0) · max(s_c, 0)
 
-Hot is only where both maps are: F adds no place that does not speak for the class. Squared, its sharper outline counts
-for more than the blurred one of M; a third power hardly gains on that.
+Hot is only where both maps are: F adds no place that does not speak for the class. Under the root its sharper outline
+counts for more than the blurred one of M.
 """
 
 import os
@@ -235,7 +235,7 @@ class FasterGradCAM:
         raw_maps = np.matmul(maps.reshape(len(maps), -1, maps.shape[-1]), weights[..., None]).reshape(maps.shape[:3])
         if details is not None:
             coarse = imaging.resize(np.maximum(raw_maps, 0), *details.shape[1:3])
-            raw_maps = coarse * np.maximum(details @ self.detail_weights, 0) ** 2
+            raw_maps = np.sqrt(coarse) * np.maximum(details @ self.detail_weights, 0)
         return heatmap.finish(raw_maps, *self.image_size)
 
     def classifier(self) -> keras.Model:
