@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -50,9 +51,16 @@ def test_training_on_a_folder_of_classes(trained):
     folder, printed = trained
     assert "of cat, dog, none" in printed and "0:00 left" in printed
     assert "test accuracy (no label, no margin)" in printed
+    assert re.search(r"heat maps of \d test images: keep [01]\.\d+ delete [01]\.\d+ insertion [01]\.\d+\n", printed)
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["class_names"] == ["cat", "dog", "none"] and 0 <= meta["test_accuracy"] <= 1
     assert meta["training"]["steps"] == 2 and len(meta["data_fingerprint"]) == 16
+
+
+def test_training_with_masks_tells_where_the_heat_lies(tmp_path, capsys):
+    assert main(["train", *SYNTHETIC, "--out", str(tmp_path), *TINY]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"heat maps of \d test images: heat in mask [01]\.\d+ pixel AP [01]\.\d+\n", printed)
 
 
 def test_ctrl_c_in_training_on_joined_data_keeps_a_model(tmp_path, capsys, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils import imaging
 
+N_BRIEF = 100  # test images whose heat maps are measured after a training
 DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "data" / "models" / "janken"
 
 
@@ -204,9 +205,12 @@ def _threshold(text):
 
 def _train(options) -> int:
     from utils import recipe  # isort: skip  first: it imports TensorFlow quietly
-    from utils import arcface
+    import numpy as np
 
-    dataset = recipe.join([recipe.load(source, options) for source in options.data], options)
+    from utils import arcface, data, evaluate
+
+    sources = [recipe.load(source, options) for source in options.data]
+    dataset = recipe.join(sources, options)
     network, *layers = recipe.build(options)
     options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
     print(f"{len(dataset.train)} training and {len(dataset.test)} test images of {', '.join(dataset.class_names)}")
@@ -222,6 +226,11 @@ def _train(options) -> int:
         accuracy = arcface.accuracy(training.network, dataset.images[dataset.test], dataset.labels[dataset.test])
         info["test_accuracy"] = round(accuracy, 4)
         print(f"test accuracy (no label, no margin): {accuracy:.4f} on {len(dataset.test)} images")
+    if len(shown := dataset.test[np.array(dataset.class_names)[dataset.labels[dataset.test]] != data.NONE]):
+        shown = shown[np.linspace(0, len(shown) - 1, min(N_BRIEF, len(shown))).astype(int)]
+        masks = dataset.masks[shown] if all(source.masks is not None for source in sources) else None  # none guessed
+        measures = evaluate.brief(faster, dataset.images[shown], masks)
+        print("heat maps of", len(shown), "test images:", *(f"{name} {value}" for name, value in measures.items()))
     faster.save(options.out, data_fingerprint=dataset.fingerprint, **info)
     print(f"saved in {options.out}")
     return 130 if training.interrupted else 0

@@ -136,7 +136,7 @@ class Meter:
 
 
 def annotate(frame: np.ndarray, result: Explanation | Detection, mode: str, rates: tuple[float, float]) -> np.ndarray:
-    """Draw label, confidence or score, `Meter.rates` and, unless it is *none*, the heat map or the box on a copy of the frame."""
+    """Draw label, confidence or score, rates and, unless it is *none*, heat map or box on a copy of the frame."""
     heat, height, corner = result.heatmaps[0], len(frame), (0, 0)
     picture = heatmap.overlay(frame, heat) if mode == "heatmap" and heat.any() else frame.copy()
     if mode == "box" and (box := find_box(result)):

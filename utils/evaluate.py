@@ -89,6 +89,23 @@ def measure(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -
     }  # fmt: skip
 
 
+def brief(faster: FasterGradCAM, images: np.ndarray, masks: np.ndarray | None) -> dict[str, float | None]:
+    """The few measures of the model's own maps that `train` prints: {measure: mean over images}.
+
+    Args:
+        images: uint8 RGB (N, H, W, 3), each with an object, that neither trained the network nor fitted the clusters.
+        masks: bool (N, H, W): measured is where the heat lies; or None: whether the network needs what is hot.
+    """
+    explanation = faster.explain(images)
+    if masks is not None:
+        values = {name: LOCALISATION[name](explanation.heatmaps, masks) for name in ("heat in mask", "pixel AP")}
+    else:
+        asked = faithfulness.probabilities(faster), images, explanation.heatmaps, explanation.labels
+        values = dict(zip(("keep", "delete"), faithfulness.keep_and_delete(*asked), strict=True))
+        values["insertion"] = faithfulness.insertion_auc(*asked)
+    return {name: _mean(value) for name, value in values.items()}
+
+
 def pool(results: list[dict]) -> dict:
     """One result of several, such as those of the folds: means weighted by the number of images."""
     counts = [result["n_images"] for result in results]

@@ -31,11 +31,12 @@ from utils.faster_gradcam import FasterGradCAM
 
 SIZES = ((96, 96), (224, 224))
 OURS = "LiteRT float32 explain"
-# Inverted residual blocks of MobileNetV2: expansion, channels, blocks, stride, dilation (output stride 16).
+# Inverted residual blocks of MobileNetV2 at output stride 8: expansion, channels, blocks, stride, dilation. Of the last
+# only the expansion is there: it is block 13, where the shipped network ends.
 BLOCKS = (
-    (1, 16, 1, 1, 1), (6, 24, 2, 2, 1), (6, 32, 3, 2, 1), (6, 64, 4, 2, 1), (6, 96, 3, 1, 1), (6, 160, 3, 1, 2),
-    (6, 320, 1, 1, 2),
+    (1, 16, 1, 1, 1), (6, 24, 2, 2, 1), (6, 32, 3, 2, 1), (6, 64, 4, 1, 2), (6, 96, 3, 1, 2), (6, 160, 1, 1, 4),
 )  # fmt: skip
+LAST_LAYER = "block_13_expand_relu"
 SAME_NETWORK = ("tf-keras-vis", "xplique")  # and a heat map that can be compared: tf-explain returns a picture
 
 
@@ -66,7 +67,7 @@ def tf_explain(classifier, layer, image, label):
 
 
 def pytorch_grad_cam(classifier, layer, image, label):
-    network, layer, tensor = torch_network(classifier, layer, image)
+    network, layer, tensor = torch_network(classifier, image)
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -75,7 +76,7 @@ def pytorch_grad_cam(classifier, layer, image, label):
 
 
 def captum(classifier, layer, image, label):
-    network, layer, tensor = torch_network(classifier, layer, image)
+    network, layer, tensor = torch_network(classifier, image)
     from captum.attr import LayerAttribution, LayerGradCam
 
     cam, size = LayerGradCam(network, layer), image.shape[1:3]
@@ -83,7 +84,7 @@ def captum(classifier, layer, image, label):
 
 
 def torchcam(classifier, layer, image, label):
-    network, layer, tensor = torch_network(classifier, layer, image)
+    network, layer, tensor = torch_network(classifier, image)
     from torchcam.methods import GradCAM
 
     cam = GradCAM(network, layer)
@@ -96,8 +97,8 @@ PEERS = {
 }  # fmt: skip
 
 
-def torch_network(classifier, layer, image):
-    """A torch network like the classifier, its layer, and the function frame → tensor."""
+def torch_network(classifier, image):
+    """A torch network like the classifier, its last layer of maps, and the function frame → tensor."""
     import torch
     from torch import nn
 
@@ -120,8 +121,8 @@ def torch_network(classifier, layer, image):
             return self.rest(self.expand(x)) + (x if self.shortcut else 0)
 
     spec = classifier.spec
-    if (spec.backbone, spec.alpha, spec.output_stride) != ("mobilenet_v2", 1.0, 16):
-        raise ValueError("the torch network is MobileNetV2, alpha 1.0, output stride 16")
+    if (spec.backbone, spec.alpha, spec.output_stride, spec.last_layer) != ("mobilenet_v2", 1.0, 8, LAST_LAYER):
+        raise ValueError(f"the torch network is MobileNetV2, alpha 1.0, output stride 8, up to {LAST_LAYER}")
     blocks, n_in = [], 32
     for expansion, n_out, n_blocks, stride, dilation in BLOCKS:
         for i in range(n_blocks):
@@ -129,15 +130,14 @@ def torch_network(classifier, layer, image):
             n_in = n_out
     torch.manual_seed(0)
     network = nn.Sequential(
-        convolution(3, 32, 3, 2), *blocks, convolution(n_in, 1280), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(1280, spec.embedding_size, bias=False),
+        convolution(3, 32, 3, 2), *blocks[:-1], blocks[-1].expand, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(576, spec.embedding_size, bias=False),
         nn.Linear(spec.embedding_size, classifier.output_shape[-1], bias=False),
     ).eval()  # fmt: skip
     n_parameters = sum(p.numel() for p in network.parameters())
     if n_parameters != sum(int(np.prod(w.shape)) for w in classifier.weights if "moving" not in w.path):
         raise ValueError("the torch network has another number of parameters")
-    number = int(layer.removeprefix("block_").partition("_")[0])  # block_16_expand_relu
-    return network, blocks[number].expand, lambda: torch.from_numpy(image).permute(0, 3, 1, 2) / 127.5 - 1
+    return network, blocks[-1].expand, lambda: torch.from_numpy(image).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def measure(faster, rounds):
