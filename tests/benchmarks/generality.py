@@ -35,6 +35,7 @@ from utils.faster_gradcam import FasterGradCAM
 SEED = 999  # of backgrounds; training renders with 0
 TONES, N_A_TONE, TONE_SEED = 6, 200, 500
 N_BACKGROUNDS = 10
+N_SHUFFLES = 10  # of the weights: single ones differ, by chance, by half of the scale
 
 
 def paste(dataset, backgrounds, rng):
@@ -86,13 +87,14 @@ def judge(faster, dataset, unseen, folders):
     pasted = replace(dataset, images=paste(dataset, backgrounds, rng))
     blank = np.array(faster.explain(backgrounds).names) == data.NONE
     images = dataset.images[unseen]
-    shuffled = sanity.cascade(faster.network, None, sanity.stored_weights(faster, images))
+    explain, first = sanity.stored_weights(faster, images), next(x.name for x in faster.network.layers if x.weights)
+    shuffled = [sanity.cascade(faster.network, [first], explain, seed)[first] for seed in range(N_SHUFFLES)]
     return {
         "photos": evaluate.measure(faster, dataset, unseen), "pasted": evaluate.measure(faster, pasted, unseen),
         "called none": np.mean(np.array(faster.explain(pasted.images[unseen]).names) == data.NONE),
         "ten backgrounds": on_many_backgrounds(faster, dataset, unseen, backgrounds, rng),
         "backgrounds called none": blank.mean(), "tones": by_tone(faster),
-        "shuffled": np.nanmean(list(shuffled.values())[-1]),
+        "shuffled": np.nanmean(shuffled),
         **{Path(folder).name: on_photos(faster, folder) for folder in folders},
     }  # fmt: skip
 
