@@ -113,7 +113,7 @@ def test_positive_weights_and_contrast_by_hand(network, images, labels):
     contrast = np.maximum((classes.mean(0) - none.mean(0)) / (classes.var(0) + none.var(0)), 0)
     np.testing.assert_allclose(fitted.contrast, contrast, rtol=1e-4)
     drawn_together = np.stack([(row + plain.mean_weights.mean(axis=0)) / 2 for row in plain.mean_weights])
-    np.testing.assert_allclose(fitted.channel_weights, np.maximum(drawn_together, 0) * contrast, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(fitted.channel_weights, np.maximum(drawn_together, 0) * contrast, rtol=1e-4)
     top = fitted.reweighted("all", 3)
     assert top.meta["top_channels"] == 3 and ((top.channel_weights != 0).sum(axis=1) == 3).all()
     np.testing.assert_array_equal(fitted.reweighted().channel_weights, plain.channel_weights)

@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from utils import imaging
 
-N_BRIEF = 100  # test images whose heat maps are measured after a training
 DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "data" / "models" / "janken"
 
 
@@ -205,9 +205,7 @@ def _threshold(text):
 
 def _train(options) -> int:
     from utils import recipe  # isort: skip  first: it imports TensorFlow quietly
-    import numpy as np
-
-    from utils import arcface, data, evaluate
+    from utils import arcface, evaluate
 
     sources = [recipe.load(source, options) for source in options.data]
     dataset = recipe.join(sources, options)
@@ -226,13 +224,13 @@ def _train(options) -> int:
         accuracy = arcface.accuracy(training.network, dataset.images[dataset.test], dataset.labels[dataset.test])
         info["test_accuracy"] = round(accuracy, 4)
         print(f"test accuracy (no label, no margin): {accuracy:.4f} on {len(dataset.test)} images")
-    if len(shown := dataset.test[np.array(dataset.class_names)[dataset.labels[dataset.test]] != data.NONE]):
-        shown = shown[np.linspace(0, len(shown) - 1, min(N_BRIEF, len(shown))).astype(int)]
-        masks = dataset.masks[shown] if all(source.masks is not None for source in sources) else None  # none guessed
-        measures = evaluate.brief(faster, dataset.images[shown], masks)
-        print("heat maps of", len(shown), "test images:", *(f"{name} {value}" for name, value in measures.items()))
     faster.save(options.out, data_fingerprint=dataset.fingerprint, **info)
-    print(f"saved in {options.out}")
+    print(f"saved in {options.out}", flush=True)
+    if any(source.masks is None for source in sources):
+        dataset = replace(dataset, masks=None)  # guessed ones are good enough to train with, not to judge by
+    measures = evaluate.brief(faster, dataset, dataset.test)
+    if n_images := measures.pop("n_images"):
+        print(f"heat maps of {n_images} test images:", *(f"{name} {value}" for name, value in measures.items()))
     return 130 if training.interrupted else 0
 
 

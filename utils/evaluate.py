@@ -13,6 +13,7 @@ from utils.faster_gradcam import FasterGradCAM
 
 GRADIENTS = {"Grad-CAM": "gradcam", "Grad-CAM++": "gradcam++", "LayerCAM": "layercam"}
 N_DRAWN = 3  # images of a class
+N_BRIEF = 100  # images after a training
 WEIGHTINGS = {  # of the clusters; those that a model can have are measured
     "clusters, all channels": ("all", None, False),
     "clusters, top 50": ("all", 50, False),
@@ -76,9 +77,8 @@ def measure(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -
     for way, heat in maps.items():
         values = {} if masks is None else {name: function(heat, masks) for name, function in LOCALISATION.items()}
         asked = predict, images, heat, predicted
-        values |= dict(zip(("keep", "delete"), faithfulness.keep_and_delete(*asked), strict=True))
-        values |= {"insertion": faithfulness.insertion_auc(*asked), "deletion": faithfulness.deletion_auc(*asked)}
-        values["ROAD"] = faithfulness.road(*asked)
+        values |= _needed(*asked)
+        values |= {"deletion": faithfulness.deletion_auc(*asked), "ROAD": faithfulness.road(*asked)}
         values |= dict(zip(("average drop", "increase"), faithfulness.drop_and_increase(*asked), strict=True))
         values["Spearman with Grad-CAM"] = metrics.spearman(heat, maps["Grad-CAM"])
         measures[way] = {name: _mean(value) for name, value in values.items()}
@@ -89,21 +89,27 @@ def measure(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -
     }  # fmt: skip
 
 
-def brief(faster: FasterGradCAM, images: np.ndarray, masks: np.ndarray | None) -> dict[str, float | None]:
-    """The few measures of the model's own maps that `train` prints: {measure: mean over images}.
+def brief(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -> dict:
+    """What `train` prints of the model's own maps: with masks where the heat lies, else whether the network needs it.
 
     Args:
-        images: uint8 RGB (N, H, W, 3), each with an object, that neither trained the network nor fitted the clusters.
-        masks: bool (N, H, W): measured is where the heat lies; or None: whether the network needs what is hot.
+        dataset, indices: as of `measure`; at most 100 images with an object are looked at, spread evenly.
+
+    Returns:
+        "n_images", which may be 0, and {measure: mean over images}.
     """
+    shown = indices[np.array(dataset.class_names)[dataset.labels[indices]] != data.NONE]
+    if not len(shown):
+        return {"n_images": 0}
+    shown = shown[np.linspace(0, len(shown) - 1, min(N_BRIEF, len(shown))).astype(int)]
+    images = dataset.images[shown]
     explanation = faster.explain(images)
-    if masks is not None:
-        values = {name: LOCALISATION[name](explanation.heatmaps, masks) for name in ("heat in mask", "pixel AP")}
+    if dataset.masks is None:
+        values = _needed(faithfulness.probabilities(faster), images, explanation.heatmaps, explanation.labels)
     else:
-        asked = faithfulness.probabilities(faster), images, explanation.heatmaps, explanation.labels
-        values = dict(zip(("keep", "delete"), faithfulness.keep_and_delete(*asked), strict=True))
-        values["insertion"] = faithfulness.insertion_auc(*asked)
-    return {name: _mean(value) for name, value in values.items()}
+        measures = ("heat in mask", "pixel AP")
+        values = {name: LOCALISATION[name](explanation.heatmaps, dataset.masks[shown]) for name in measures}
+    return {"n_images": len(shown)} | {name: _mean(value) for name, value in values.items()}
 
 
 def pool(results: list[dict]) -> dict:
@@ -138,6 +144,12 @@ def table(result: dict) -> str:
         f"{result['n_images']} images that show a class; accuracy {result['accuracy']:.4f}", "",
         *markdown(["heat map", *columns], rows),
     ])  # fmt: skip
+
+
+def _needed(*asked):
+    """Whether what is hot is enough for the class, and needed for it, of each image."""
+    keep, delete = faithfulness.keep_and_delete(*asked)
+    return {"keep": keep, "delete": delete, "insertion": faithfulness.insertion_auc(*asked)}
 
 
 def _mean(values, counts=None):

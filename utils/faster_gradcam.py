@@ -343,9 +343,10 @@ def _weigh(mean_weights, contrast, weighting, top_channels):
     """Channel weights (M, C) of one of `WEIGHTINGS`, the largest of each row only if top_channels is given."""
     if weighting == "contrast" and contrast is None:
         raise ValueError("weighting='contrast' needs a model that was fitted with backgrounds.")
-    weights = mean_weights if weighting == "all" else np.maximum(mean_weights, 0)
     if weighting == "contrast":
         weights = np.maximum(mean_weights + mean_weights.mean(axis=0), 0) / 2 * contrast
+    else:
+        weights = mean_weights if weighting == "all" else np.maximum(mean_weights, 0)
     return weights if top_channels is None else _keep_largest(weights, top_channels)
 
 

@@ -76,10 +76,10 @@ def _level(heatmap, threshold):
     """The heat that a threshold stands for."""
     peak = float(heatmap.max())
     if threshold == "otsu":
-        roots = grey((heatmap / max(peak, 1e-12)) ** 0.4)
-        if roots.min() == roots.max():  # no two parts
+        powers = grey((heatmap / max(peak, 1e-12)) ** 0.4)
+        if powers.min() == powers.max():  # no two parts
             return 0
-        level, _ = cv2.threshold(roots, 0, 255, cv2.THRESH_OTSU)
+        level, _ = cv2.threshold(powers, 0, 255, cv2.THRESH_OTSU)
         return peak * ((level + 0.5) / 255) ** 2.5  # grey values are rounded
     if isinstance(threshold, str) and re.fullmatch(r"p\d{1,2}", threshold):
         return np.percentile(heatmap, int(threshold[1:]))
