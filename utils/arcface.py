@@ -12,7 +12,7 @@ from keras import ops
 
 from utils import augment, data, networks, repro
 
-HIDDEN = 0.1  # share of the class *none* that shows objects of the other classes, blurred away
+HIDDEN = 0.2  # share of the class *none* that shows objects of the other classes, blurred away
 
 
 @keras.saving.register_keras_serializable("faster_grad_cam")

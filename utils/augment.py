@@ -10,18 +10,20 @@ import cv2
 import numpy as np
 
 from utils import data, hands, imaging
+from utils.backgrounds import move
 
 # The full strength.
 ROTATION = 30.0  # degrees, either way
 SHEAR = 0.2  # either way
-SHIFT = 0.2  # of the image's side, either way
+SHIFT = 0.3  # of the image's side, either way: before a camera, hands are often cut off
 ZOOM = 0.3  # relative, either way, of an image that keeps its background
 EXTENT = (0.4, 1.2)  # of the image's side: the longer side of an object that is put before a new background
 GAIN = 0.3  # brightness, relative, either way
 TINT = 0.08  # colour cast, relative, standard deviation
 GAMMA = 0.5  # of its logarithm, either way
 CAMERA = 0.3  # probability of each: blur, noise, JPEG, and a patch that hides a part
-BLUR = (0.005, 0.015)  # standard deviation, of the image's side
+BLUR = (0.005, 0.015)  # standard deviation, of the image's side, of one blur in two
+MOTION = (0.01, 0.06)  # of the image's side, either way, in the other
 NOISE = (2.0, 12.0)  # standard deviation, of 255
 JPEG = (20, 80)  # quality
 PATCH = (0.1, 0.35)  # side, of the image's side
@@ -130,7 +132,7 @@ def _relight(image, rng, strength):
 
 
 def _photograph(image, backgrounds, rng, strength):
-    """Blur, noise, JPEG and a patch before the camera, each now and then: uint8 (S, S, 3)."""
+    """Blur or motion, noise, JPEG and a patch before the camera, each now and then: uint8 (S, S, 3)."""
     side = len(image)
     blur, noise, jpeg, patch = rng.random(4) < strength * CAMERA
     if patch:
@@ -138,8 +140,10 @@ def _photograph(image, backgrounds, rng, strength):
         x, y = rng.integers(0, (side - width, side - height))
         other = backgrounds[rng.integers(len(backgrounds))]
         image[y : y + height, x : x + width] = other[y : y + height, x : x + width]
-    if blur:
+    if blur and rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), side * rng.uniform(*BLUR))
+    elif blur:
+        image = move(image, side * rng.uniform(*MOTION), rng.uniform(0, math.pi))
     if noise:
         grain = rng.normal(0, rng.uniform(*NOISE), image.shape)
         image = np.clip(image + grain, 0, 255).astype(np.uint8)

@@ -29,6 +29,15 @@ def gauss(values, sigma):
     return cv2.GaussianBlur(values, (2 * math.ceil(2.2 * sigma) + 1,) * 2, sigma)
 
 
+def move(picture, length, angle):
+    """What moved during the exposure, ``length`` pixels to either side, in the direction of the angle (radians)."""
+    middle = math.ceil(length)
+    dx, dy = round(length * math.cos(angle)), round(length * math.sin(angle))
+    kernel = np.zeros((2 * middle + 1,) * 2, np.float32)
+    cv2.line(kernel, (middle - dx, middle - dy), (middle + dx, middle + dy), 1.0)
+    return cv2.filter2D(picture, -1, kernel / kernel.sum())
+
+
 def _ramps(size, angle):
     """Coordinates along and across a direction, about -1..1: two float32 (S,S)."""
     ramp = np.linspace(-1, 1, size, dtype=np.float32)

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from utils import backgrounds
-from utils.backgrounds import gauss
+from utils.backgrounds import gauss, move
 
 GESTURES = ("choki", "gu", "pa")  # scissors, rock, paper
 NONE = "none"  # background only
@@ -496,12 +496,7 @@ def _photograph(picture, rng):
     gain = (rng.uniform(0.7, 1.2) * rng.normal(1, 0.04, 3)).astype(np.float32)
     chance = rng.random()
     if chance < 0.15:  # motion
-        length, angle = rng.uniform(0.015, 0.05) * size, rng.uniform(0, math.pi)
-        middle = math.ceil(length)
-        dx, dy = round(length * math.cos(angle)), round(length * math.sin(angle))
-        kernel = np.zeros((2 * middle + 1,) * 2, np.float32)
-        cv2.line(kernel, (middle - dx, middle - dy), (middle + dx, middle + dy), 1.0)
-        picture = cv2.filter2D(picture, -1, kernel / kernel.sum())
+        picture = move(picture, rng.uniform(0.015, 0.05) * size, rng.uniform(0, math.pi))
     elif chance < 0.65:
         picture = gauss(picture, rng.uniform(0.3, 0.9) * size / 96)
     picture = picture.reshape(size, -1)
