@@ -250,9 +250,9 @@ def test_motion_draws_a_point_out_into_a_line():
     point[10, 10] = 9
     line = np.zeros_like(point)
     line[10, 6:15] = 1  # four pixels to either side
-    np.testing.assert_allclose(backgrounds.move(point, 4, 0), line, atol=1e-6)
-    np.testing.assert_allclose(backgrounds.move(point, 4, np.pi / 2), line.T, atol=1e-6)
-    np.testing.assert_allclose(backgrounds.move(point, 4, np.pi / 4)[[7, 13], [7, 13]], 9 / 7, atol=1e-6)
+    np.testing.assert_allclose(backgrounds.motion_blur(point, 4, 0), line, atol=1e-6)
+    np.testing.assert_allclose(backgrounds.motion_blur(point, 4, np.pi / 2), line.T, atol=1e-6)
+    np.testing.assert_allclose(backgrounds.motion_blur(point, 4, np.pi / 4)[[7, 13], [7, 13]], 9 / 7, atol=1e-6)
 
 
 def test_the_number_of_threads_does_not_matter(monkeypatch):

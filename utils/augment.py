@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from utils import data, hands, imaging
-from utils.backgrounds import move
+from utils.backgrounds import motion_blur
 
 # The full strength.
 ROTATION = 30.0  # degrees, either way
@@ -143,7 +143,7 @@ def _photograph(image, backgrounds, rng, strength):
     if blur and rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), side * rng.uniform(*BLUR))
     elif blur:
-        image = move(image, side * rng.uniform(*MOTION), rng.uniform(0, math.pi))
+        image = motion_blur(image, side * rng.uniform(*MOTION), rng.uniform(0, math.pi))
     if noise:
         grain = rng.normal(0, rng.uniform(*NOISE), image.shape)
         image = np.clip(image + grain, 0, 255).astype(np.uint8)

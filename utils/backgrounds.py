@@ -29,7 +29,7 @@ def gauss(values, sigma):
     return cv2.GaussianBlur(values, (2 * math.ceil(2.2 * sigma) + 1,) * 2, sigma)
 
 
-def move(picture, length, angle):
+def motion_blur(picture, length, angle):
     """What moved during the exposure, ``length`` pixels to either side, in the direction of the angle (radians)."""
     middle = math.ceil(length)
     dx, dy = round(length * math.cos(angle)), round(length * math.sin(angle))

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from utils import backgrounds
-from utils.backgrounds import gauss, move
+from utils.backgrounds import gauss, motion_blur
 
 GESTURES = ("choki", "gu", "pa")  # scissors, rock, paper
 NONE = "none"  # background only
@@ -496,7 +496,7 @@ def _photograph(picture, rng):
     gain = (rng.uniform(0.7, 1.2) * rng.normal(1, 0.04, 3)).astype(np.float32)
     chance = rng.random()
     if chance < 0.15:  # motion
-        picture = move(picture, rng.uniform(0.015, 0.05) * size, rng.uniform(0, math.pi))
+        picture = motion_blur(picture, rng.uniform(0.015, 0.05) * size, rng.uniform(0, math.pi))
     elif chance < 0.65:
         picture = gauss(picture, rng.uniform(0.3, 0.9) * size / 96)
     picture = picture.reshape(size, -1)
