@@ -121,13 +121,15 @@ def main() -> None:
     parser.add_argument("--folds", type=int, help="train as many models by the recipe of this one")
     parser.add_argument("--train-data", nargs="*", default=[], metavar="FOLDER", help="the recipe's other folders")
     parser.add_argument("--photos", nargs="*", default=[], metavar="FOLDER", help="more photos")
-    parser.add_argument("--seed", type=int, help="of the trainings; default: the recipe's")
+    for name, what in (("seed", "of the trainings"), ("steps", "of a training"), ("n-images", "rendered hands")):
+        parser.add_argument(f"--{name}", type=int, help=f"{what}; default: the recipe's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     options = parser.parse_args()
     faster = FasterGradCAM.load(options.model)
     training = recipe.of(faster)
-    if options.seed is not None:
-        training.seed = options.seed
+    for name in ("seed", "steps", "n_images"):
+        if (value := getattr(options, name)) is not None:
+            setattr(training, name, value)
     dataset = data.load_janken("janken", training.image_size)
     judged = replace(dataset, masks=janken_masks(dataset))  # trainings use their own
     models = [(faster, dataset.test)]
