@@ -169,7 +169,7 @@ def test_none_shows_hidden_objects_now_and_then(monkeypatch):
     images, masks = np.zeros((6, 32, 32, 3), np.uint8), np.zeros((6, 32, 32), bool)
     images[:4], masks[:4, :16] = 1, True  # the class "a"; "none" is black
     labels = np.array([0, 0, 0, 0, 1, 1])
-    for names, expected in ((("a", "none"), arcface.HIDDEN), (("a", "b"), 0)):
+    for names, expected, share in ((("a", "none"), arcface.HIDDEN, 1 / 3), (("a", "b"), 0, 1 / 2)):
         dataset = data.Dataset(images, labels, names, masks, np.arange(6), np.array([], int), tuple("abcdef"))
         batches = list(arcface._batches(dataset, labels * 0, np.arange(6), 100, 10, 1.0, seed=0))
         hidden = np.array(calls[:1000]).reshape(10, 100)
@@ -177,7 +177,20 @@ def test_none_shows_hidden_objects_now_and_then(monkeypatch):
         for flags, (pictures, classes) in zip(hidden, batches, strict=True):
             assert classes[flags].all()  # all of them under "none", and showing "a"
             np.testing.assert_array_equal(pictures[:, 0, 0, 0], (classes == 0) | flags)
-        assert abs(hidden.sum() / 500 - expected) < 0.05
+        drawn = np.concatenate([classes for _, classes in batches])
+        assert abs(drawn.mean() - share) < 0.01  # "none" half as often as another class
+        assert abs(hidden.sum() / drawn.sum() - expected) < 0.05
+
+
+def test_validation_spares_few_photos_where_every_class_has_more():
+    kinds = np.repeat([0, 1, 2], [120, arcface.FEW - 1, 200])
+    fit_part, held_out = arcface._validation(kinds // 2, kinds, seed=0)  # of the first class two sources
+    assert list(np.bincount(kinds[held_out])) == [15, 0, 25]
+    assert sorted([*fit_part, *held_out]) == list(range(len(kinds)))
+    for block in (held_out[:15], held_out[15:]):
+        np.testing.assert_array_equal(block, block[0] + np.arange(len(block)))
+    _, held_out = arcface._validation(kinds, kinds, seed=0)  # the second class has only these
+    assert set(kinds[held_out]) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(

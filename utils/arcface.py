@@ -12,6 +12,7 @@ from keras import ops
 
 from utils import augment, data, networks, repro
 
+FEW = 100  # photos of a class and source: fewer teach more than they tell (see `_validation`)
 HIDDEN = 0.2  # share of the class *none* that shows objects of the other classes, blurred away
 
 
@@ -111,10 +112,12 @@ def train(
 ) -> Training:
     """Train an embedding network in place with ArcFace, on the dataset's training images only.
 
-    Adam (amsgrad, as in the original) with a cosine-decayed learning rate; batches hold every class equally often, and
-    of a class every source (see `data.join`); augmentation as in `utils.augment`. Seeds and deterministic kernels are
-    set for the whole process (`repro.seed_everything`). A contiguous eighth of each class and source is held out to
-    choose the best weights (highest accuracy, of equals the latest). Ctrl-C ends the training and keeps these.
+    Adam (amsgrad, as in the original) with a cosine-decayed learning rate; batches hold every class equally often, but
+    *none* half as often, because a missed object is worse than one seen where there is none; of a class they hold every
+    source (see `data.join`) equally often. Augmentation as in `utils.augment`. Seeds and deterministic kernels are set
+    for the whole process (`repro.seed_everything`). A contiguous eighth of each class and source is held out to choose
+    the best weights (highest accuracy, of equals the latest); of fewer than 100 images none, if every class has a
+    source of more. Ctrl-C ends the training and keeps these.
 
     Args:
         network: float32 (N, S, S, 3) → embedding (N, D), from `networks.embedding_network` or your own.
@@ -145,7 +148,7 @@ def train(
 
     sources = np.zeros_like(dataset.labels) if dataset.sources is None else dataset.sources
     kinds = dataset.labels * (sources.max() + 1) + sources
-    fit_part, held_out = data.split(kinds[dataset.train], test_fraction=1 / 8, seed=seed)
+    fit_part, held_out = _validation(dataset.labels[dataset.train], kinds[dataset.train], seed)
     held_out = dataset.train[held_out if len(held_out) else fit_part]  # one image a class: nothing else to judge by
     look_at = set(np.linspace(0, steps, evaluations + 1).round().astype(int)[1:])
     history, losses, best, interrupted = [], [], (0, 0, None), False
@@ -203,6 +206,18 @@ def _check_training(network, dataset, steps, batch_size, evaluations, augmentati
         raise ValueError(f"augmentation must lie in [0, 1]. Received: {augmentation!r}")
 
 
+def _validation(labels, kinds, seed):
+    """Indices of what trains and of what is held out; kinds: int (N,), the class and source of each image.
+
+    Of few photos none is held out, if every class has a source of more to judge by.
+    """
+    fit_part, held_out = data.split(kinds, test_fraction=1 / 8, seed=seed)
+    plenty = held_out[np.bincount(kinds)[kinds[held_out]] >= FEW]
+    if set(labels[plenty]) < set(labels):
+        return fit_part, held_out
+    return np.setdiff1d(np.arange(len(kinds)), plenty), plenty
+
+
 def _batches(dataset, sources, indices, batch_size, steps, augmentation, seed):
     """Yield ``steps`` augmented batches; a thread prepares the next one while the network trains on this one."""
     parts = {}  # (class, source): its images
@@ -210,13 +225,14 @@ def _batches(dataset, sources, indices, batch_size, steps, augmentation, seed):
         parts.setdefault((dataset.labels[index], sources[index]), []).append(index)
     by_class = [[part for (label, _), part in parts.items() if label == k] for k in range(len(dataset.class_names))]
     none = dataset.class_names.index(data.NONE) if data.NONE in dataset.class_names else -1
+    order = np.array([*range(len(by_class)), *(k for k in range(len(by_class)) if k != none)])
     known = np.zeros(len(dataset.labels)) if dataset.masks is None else dataset.masks.mean(axis=(1, 2))
     hideable = indices[(dataset.labels[indices] != none) & (known[indices] > 0) & (known[indices] < 1)]
     backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed, augmentation)
 
     def batch(step):
         rng = np.random.default_rng([seed, step])
-        labels = rng.permutation(batch_size) % len(by_class)
+        labels = order[rng.permutation(batch_size) % len(order)]
         hidden = (labels == none) & (rng.random(batch_size) < HIDDEN * augmentation) & (len(hideable) > 0)
         chosen = [
             rng.choice(hideable if hide else by_class[k][rng.integers(len(by_class[k]))])

@@ -116,7 +116,7 @@ def _sample_pose(gesture, rng):
         spreads = np.array([rng.uniform(5, 20), -rng.uniform(4, 16), 2, 6])
         thumbs, mix = ("hold", "across"), rng.uniform(0, 0.4)
     else:
-        relaxed = rng.uniform(5, 28) if rng.random() < 0.2 else 0.0
+        relaxed = rng.uniform(5, 32) if rng.random() < 0.3 else 0.0
         bends = straight + relaxed * np.array([1, 1.1, 0.6])
         spreads = (rng.uniform(-1, 3) if rng.random() < 0.2 else rng.uniform(3, 14)) * np.array([1, .1, -.75, -1.7])
         thumbs, mix = ("open", "beside"), rng.beta(0.7, 1)
@@ -183,7 +183,8 @@ def _sample_view(gesture, rng, variety):
         rotation = _rotation(180 + rng.normal(0, 14), rng.uniform(38, 78), roll / 2)
         arm = 0.8 * _unit(rotation[:, 1] * (-1, -1, -0.3)) + (rng.normal(0, 0.9), -0.8, -0.2)
     else:
-        yaw = variety * rng.normal(0, 55 if rng.random() < 0.25 else 18)  # up to a hand from the side
+        turned = rng.random() < 0.3  # up to a hand from the side
+        yaw = variety * (rng.uniform(-105, 105) if turned else rng.normal(0, 18))
         rotation = _rotation(180 * rng.integers(2) + yaw, variety * rng.normal(0, 13), roll)
         arm = rotation[:, 1] * (-1, -1, -0.4) + math.sin(math.radians(rng.normal(0, 10))) * rotation[:, 0]
     return rotation, _unit(arm)
