@@ -83,7 +83,7 @@ def judge_boxes(options, settings):
         seen = data.load_janken("synthetic", training.image_size, 300).masks
         report("rendered hands", [judge(runtime.Explainer(file), settings, images, masks, gestures, seen)])
         return
-    dataset = data.load_janken("janken", training.image_size)
+    dataset = recipe.load("janken", training)
     names, masks, parts = np.array(dataset.class_names)[dataset.labels], janken_masks(dataset), []
     if options.folds:
         others = recipe.load_others("janken", options.train_data, training)

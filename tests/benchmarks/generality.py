@@ -130,7 +130,7 @@ def main() -> None:
     for name in ("seed", "steps", "n_images"):
         if (value := getattr(options, name)) is not None:
             setattr(training, name, value)
-    dataset = data.load_janken("janken", training.image_size)
+    dataset = recipe.load("janken", training)
     judged = replace(dataset, masks=janken_masks(dataset))  # trainings use their own
     models = [(faster, dataset.test)]
     if options.folds:
