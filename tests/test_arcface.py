@@ -169,7 +169,7 @@ def test_none_shows_hidden_objects_now_and_then(monkeypatch):
     images, masks = np.zeros((6, 32, 32, 3), np.uint8), np.zeros((6, 32, 32), bool)
     images[:4], masks[:4, :16] = 1, True  # the class "a"; "none" is black
     labels = np.array([0, 0, 0, 0, 1, 1])
-    for names, expected, share in ((("a", "none"), arcface.HIDDEN, 1 / 3), (("a", "b"), 0, 1 / 2)):
+    for names, expected in ((("a", "none"), arcface.HIDDEN), (("a", "b"), 0)):
         dataset = data.Dataset(images, labels, names, masks, np.arange(6), np.array([], int), tuple("abcdef"))
         batches = list(arcface._batches(dataset, labels * 0, np.arange(6), 100, 10, 1.0, seed=0))
         hidden = np.array(calls[:1000]).reshape(10, 100)
@@ -177,15 +177,27 @@ def test_none_shows_hidden_objects_now_and_then(monkeypatch):
         for flags, (pictures, classes) in zip(hidden, batches, strict=True):
             assert classes[flags].all()  # all of them under "none", and showing "a"
             np.testing.assert_array_equal(pictures[:, 0, 0, 0], (classes == 0) | flags)
-        drawn = np.concatenate([classes for _, classes in batches])
-        assert abs(drawn.mean() - share) < 0.01  # "none" half as often as another class
-        assert abs(hidden.sum() / drawn.sum() - expected) < 0.05
+        assert abs(hidden.sum() / sum(classes.sum() for _, classes in batches) - expected) < 0.05
+
+
+@pytest.mark.parametrize("names, batch_size, steps, counts", [
+    (("a", "b"), 4, 3, [6, 6]),
+    (("a", "b", "c", "none"), 14, 1, [4, 4, 4, 2]),
+    (("a", "none", "b"), 2, 5, [4, 2, 4]),  # fewer than there are classes
+    (tuple("abcdefghi"), 3, 6, [2] * 9),
+])  # fmt: skip
+def test_batches_hold_every_class_equally_often_but_none_half_as_often(names, batch_size, steps, counts):
+    labels = np.arange(len(names))
+    images = np.zeros((len(names), 32, 32, 3), np.uint8)
+    dataset = data.Dataset(images, labels, names, None, labels, np.array([], int), names)
+    drawn = [classes for _, classes in arcface._batches(dataset, labels * 0, labels, batch_size, steps, 0.0, seed=0)]
+    assert np.bincount(np.concatenate(drawn)).tolist() == counts
 
 
 def test_validation_spares_few_photos_where_every_class_has_more():
-    kinds = np.repeat([0, 1, 2], [120, arcface.FEW - 1, 200])
+    kinds = np.repeat([0, 1, 2], [120, arcface.FEW - 1, arcface.FEW])
     fit_part, held_out = arcface._validation(kinds // 2, kinds, seed=0)  # of the first class two sources
-    assert list(np.bincount(kinds[held_out])) == [15, 0, 25]
+    assert np.bincount(kinds[held_out]).tolist() == [15, 0, 13]
     assert sorted([*fit_part, *held_out]) == list(range(len(kinds)))
     for block in (held_out[:15], held_out[15:]):
         np.testing.assert_array_equal(block, block[0] + np.arange(len(block)))

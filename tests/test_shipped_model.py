@@ -30,7 +30,7 @@ def test_the_frozen_hands_are_named_and_found(faster):
 @pytest.mark.real
 def test_held_out_photos_are_named_and_found(faster, janken_dataset, monkeypatch):
     monkeypatch.setenv("JANKEN_DATASET", str(janken_dataset))
-    dataset = data.load_janken("janken")
+    dataset = recipe.load("janken", recipe.of(faster))
     test = dataset.test
     result = faster.explain(dataset.images[test])
     truth = np.array(dataset.class_names)[dataset.labels[test]]
@@ -70,9 +70,9 @@ def test_the_float_file_explains_as_keras_does(faster, size):
 
 
 @pytest.mark.real
-def test_int8_agrees_with_float_on_held_out_photos(janken_dataset, monkeypatch):
+def test_int8_agrees_with_float_on_held_out_photos(faster, janken_dataset, monkeypatch):
     monkeypatch.setenv("JANKEN_DATASET", str(janken_dataset))
-    dataset = data.load_janken("janken")
+    dataset = recipe.load("janken", recipe.of(faster))
     photos = dataset.images[dataset.test]
     exact, quantised = (runtime.Explainer(file).explain(photos) for file in (FLOAT, INT8))
     assert np.mean(exact.labels == quantised.labels) >= 0.99

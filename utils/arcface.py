@@ -12,7 +12,7 @@ from keras import ops
 
 from utils import augment, data, networks, repro
 
-FEW = 100  # photos of a class and source: fewer teach more than they tell (see `_validation`)
+FEW = 100  # training images of a class and source; of fewer, holding some out costs more than it tells
 HIDDEN = 0.2  # share of the class *none* that shows objects of the other classes, blurred away
 
 
@@ -116,8 +116,8 @@ def train(
     *none* half as often, because a missed object is worse than one seen where there is none; of a class they hold every
     source (see `data.join`) equally often. Augmentation as in `utils.augment`. Seeds and deterministic kernels are set
     for the whole process (`repro.seed_everything`). A contiguous eighth of each class and source is held out to choose
-    the best weights (highest accuracy, of equals the latest); of fewer than 100 images none, if every class has a
-    source of more. Ctrl-C ends the training and keeps these.
+    the best weights (highest accuracy, of equals the latest). Where every class has a source of 100 training images or
+    more, smaller sources train with all of theirs. Ctrl-C ends the training and keeps these.
 
     Args:
         network: float32 (N, S, S, 3) → embedding (N, D), from `networks.embedding_network` or your own.
@@ -209,11 +209,11 @@ def _check_training(network, dataset, steps, batch_size, evaluations, augmentati
 def _validation(labels, kinds, seed):
     """Indices of what trains and of what is held out; kinds: int (N,), the class and source of each image.
 
-    Of few photos none is held out, if every class has a source of more to judge by.
+    Sources of fewer than FEW images train with all of them, if every class has another source to judge by.
     """
     fit_part, held_out = data.split(kinds, test_fraction=1 / 8, seed=seed)
     plenty = held_out[np.bincount(kinds)[kinds[held_out]] >= FEW]
-    if set(labels[plenty]) < set(labels):
+    if set(labels[plenty]) != set(labels):
         return fit_part, held_out
     return np.setdiff1d(np.arange(len(kinds)), plenty), plenty
 
@@ -225,14 +225,15 @@ def _batches(dataset, sources, indices, batch_size, steps, augmentation, seed):
         parts.setdefault((dataset.labels[index], sources[index]), []).append(index)
     by_class = [[part for (label, _), part in parts.items() if label == k] for k in range(len(dataset.class_names))]
     none = dataset.class_names.index(data.NONE) if data.NONE in dataset.class_names else -1
-    order = np.array([*range(len(by_class)), *(k for k in range(len(by_class)) if k != none)])
+    order = np.array([*range(len(by_class)), *(k for k in range(len(by_class)) if k != none)])  # each twice, none once
     known = np.zeros(len(dataset.labels)) if dataset.masks is None else dataset.masks.mean(axis=(1, 2))
     hideable = indices[(dataset.labels[indices] != none) & (known[indices] > 0) & (known[indices] < 1)]
     backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed, augmentation)
 
     def batch(step):
         rng = np.random.default_rng([seed, step])
-        labels = order[rng.permutation(batch_size) % len(order)]
+        first = step * batch_size if batch_size < 2 * len(order) else 0  # small batches take turns
+        labels = order[(first + rng.permutation(batch_size)) % len(order)]
         hidden = (labels == none) & (rng.random(batch_size) < HIDDEN * augmentation) & (len(hideable) > 0)
         chosen = [
             rng.choice(hideable if hide else by_class[k][rng.integers(len(by_class[k]))])

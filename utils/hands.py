@@ -183,7 +183,7 @@ def _sample_view(gesture, rng, variety):
         rotation = _rotation(180 + rng.normal(0, 14), rng.uniform(38, 78), roll / 2)
         arm = 0.8 * _unit(rotation[:, 1] * (-1, -1, -0.3)) + (rng.normal(0, 0.9), -0.8, -0.2)
     else:
-        turned = rng.random() < 0.3  # up to a hand from the side
+        turned = rng.random() < 0.3  # to the side, and a little past edge-on
         yaw = variety * (rng.uniform(-105, 105) if turned else rng.normal(0, 18))
         rotation = _rotation(180 * rng.integers(2) + yaw, variety * rng.normal(0, 13), roll)
         arm = rotation[:, 1] * (-1, -1, -0.4) + math.sin(math.radians(rng.normal(0, 10))) * rotation[:, 0]

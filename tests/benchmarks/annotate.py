@@ -27,11 +27,11 @@ from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFl
 import cv2
 import numpy as np
 
-from utils import annotate, benchmark, data, hands, heatmap, imaging, metrics, networks, recipe, runtime
+from utils import annotate, benchmark, hands, heatmap, imaging, metrics, networks, recipe, runtime
 from utils.__main__ import DEFAULT_MODEL
 from utils.faster_gradcam import FasterGradCAM
 
-SEED, N_HANDS = 500, 500  # training renders with 0
+SEED, N_HANDS = 500, 500  # no training has it
 N_EVALUATIONS = 15  # of the original
 BAYESIAN_SIDE = 32  # cells
 
@@ -80,7 +80,7 @@ def judge_boxes(options, settings):
     if options.data == "synthetic":
         gestures = [hands.GESTURES[i % 3] for i in range(N_HANDS)]
         images, masks = hands.render_hands(gestures, training.image_size, SEED)
-        seen = data.load_janken("synthetic", training.image_size, 300).masks
+        seen = recipe.load("synthetic", training).masks
         report("rendered hands", [judge(runtime.Explainer(file), settings, images, masks, gestures, seen)])
         return
     dataset = recipe.load("janken", training)

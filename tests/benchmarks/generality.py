@@ -32,7 +32,7 @@ from utils import augment, data, evaluate, hands, imaging, metrics, recipe, sani
 from utils.__main__ import DEFAULT_MODEL
 from utils.faster_gradcam import FasterGradCAM
 
-SEED = 999  # of backgrounds; training renders with 0
+SEED = 999  # of backgrounds; no training has it
 TONES, N_A_TONE, TONE_SEED = 6, 200, 500
 N_BACKGROUNDS = 10
 N_SHUFFLES = 10  # of the weights: single ones differ, by chance, by half of the scale
