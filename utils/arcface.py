@@ -232,7 +232,7 @@ def _batches(dataset, sources, indices, batch_size, steps, augmentation, seed):
 
     def batch(step):
         rng = np.random.default_rng([seed, step])
-        first = step * batch_size if batch_size < 2 * len(order) else 0  # small batches take turns
+        first = step * batch_size if batch_size < 2 * len(order) else 0  # too few for all: take turns
         labels = order[(first + rng.permutation(batch_size)) % len(order)]
         hidden = (labels == none) & (rng.random(batch_size) < HIDDEN * augmentation) & (len(hideable) > 0)
         chosen = [

@@ -127,10 +127,10 @@ def main() -> None:
     options = parser.parse_args()
     faster = FasterGradCAM.load(options.model)
     training = recipe.of(faster)
+    dataset = recipe.load("janken", training)  # with the seed of the model, whatever that of the trainings
     for name in ("seed", "steps", "n_images"):
         if (value := getattr(options, name)) is not None:
             setattr(training, name, value)
-    dataset = recipe.load("janken", training)
     judged = replace(dataset, masks=janken_masks(dataset))  # trainings use their own
     models = [(faster, dataset.test)]
     if options.folds:
