@@ -52,7 +52,7 @@ clean: ## remove .venv, out and caches
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
-out/Demo.html: Demo.ipynb $(wildcard utils/*.py) $(shell find data -type f 2>/dev/null) $(READY)
+out/Demo.html: Demo.ipynb $(shell find utils -name "*.py") $(shell find data -type f 2>/dev/null) $(READY)
 	@mkdir -p out
 	@echo "Running Demo.ipynb ..."
 	@# The start-up logs of C libraries go to the log, not onto the page.

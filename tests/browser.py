@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import websocket
 
-from utils import web
+from utils.commands import web
 
 COMMAND = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECONDS = 60  # for anything to happen

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from utils import anomaly, circles, demo, export, imaging, networks, runtime
+from utils import anomaly, export, imaging, networks, runtime
 from utils.__main__ import main
 from utils.anomaly import AnomalyDetector
+from utils.commands import demo
+from utils.render import rings
 
 SIZE = 32
 TINY = {"image_size": SIZE, "steps": 2}
@@ -18,7 +20,7 @@ TINY = {"image_size": SIZE, "steps": 2}
 
 @pytest.fixture(scope="module")
 def normal():
-    return circles.render_circles([circles.NORMAL] * 12, SIZE)[0]
+    return rings.render_circles([rings.NORMAL] * 12, SIZE)[0]
 
 
 @pytest.fixture(scope="module")

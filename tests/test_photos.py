@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import classifiers, gradcam, imaging, metrics, networks
+from utils import gradcam, imaging, metrics, networks
 from utils.__main__ import main
+from utils.networks import classifiers
 
 pytestmark = pytest.mark.real
 

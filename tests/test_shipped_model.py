@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from utils import data, hands, imaging, metrics, recipe, runtime
+from utils import data, imaging, metrics, runtime
 from utils.__main__ import DEFAULT_MODEL
+from utils.commands import recipe
 from utils.faster_gradcam import FasterGradCAM
+from utils.render import hands
 
 FLOAT, INT8 = DEFAULT_MODEL / runtime.FLOAT_FILE, DEFAULT_MODEL / runtime.INT8_FILE
 HANDS = DEFAULT_MODEL.parents[1] / "hands"

@@ -204,8 +204,9 @@ def _threshold(text):
 
 
 def _train(options) -> int:
-    from utils import recipe  # isort: skip  first: it imports TensorFlow quietly
-    from utils import arcface, evaluate
+    from utils.commands import recipe  # isort: skip  first: it imports TensorFlow quietly
+    from utils import arcface
+    from utils.commands import evaluate
 
     sources = [recipe.load(source, options) for source in options.data]
     dataset = recipe.join(sources, options)
@@ -255,8 +256,10 @@ def _explain_with_gradients(options) -> int:
     from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
     from tqdm import tqdm
 
-    from utils import classifiers, explain, networks
+    from utils import networks
+    from utils.commands import explain
     from utils.faster_gradcam import FasterGradCAM
+    from utils.networks import classifiers
 
     files = imaging.image_files(options.images)
     if options.network:
@@ -320,7 +323,8 @@ def _export(options) -> int:
     from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
     import numpy as np
 
-    from utils import export, recipe, runtime
+    from utils import export, runtime
+    from utils.commands import recipe
     from utils.faster_gradcam import FasterGradCAM
 
     faster = FasterGradCAM.load(options.model)
@@ -340,10 +344,10 @@ def _export(options) -> int:
 
 
 def _evaluate(options) -> int:
-    from utils import recipe  # isort: skip  first: it imports TensorFlow quietly
+    from utils.commands import recipe  # isort: skip  first: it imports TensorFlow quietly
     import numpy as np
 
-    from utils import evaluate
+    from utils.commands import evaluate
     from utils.faster_gradcam import FasterGradCAM
 
     for path in filter(None, (options.json, options.plot)):  # better now than after the measurements
@@ -375,7 +379,8 @@ def _evaluate(options) -> int:
 
 
 def _demo(options) -> int:
-    from utils import demo, runtime
+    from utils import runtime
+    from utils.commands import demo
 
     file = options.model / (runtime.INT8_FILE if options.int8 else runtime.FLOAT_FILE)
     if options.web or options.export:
@@ -385,7 +390,7 @@ def _demo(options) -> int:
 
 
 def _demo_in_browser(options, file) -> int:
-    from utils import web
+    from utils.commands import web
 
     if options.source != "0" or options.save:
         raise ValueError("The page takes the browser's own camera: --source and --save do not go with it.")
@@ -402,7 +407,8 @@ def _demo_in_browser(options, file) -> int:
 def _annotate(options) -> int:
     from tqdm import tqdm
 
-    from utils import annotate, runtime
+    from utils import runtime
+    from utils.commands import annotate
 
     settings = annotate.Settings(
         options.threshold, options.boxes, options.min_area, options.tight, options.min_iou, options.min_confidence
@@ -481,7 +487,8 @@ def _anomaly_explain(options) -> int:
 
 
 def _benchmark(options) -> int:
-    from utils import benchmark, plotting
+    from utils import plotting
+    from utils.commands import benchmark
 
     for path in filter(None, (options.json, options.plot)):  # better now than after the measurements
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,8 @@ import tensorflow as tf
 from scipy import stats
 from sklearn.cluster import MiniBatchKMeans
 
-from utils import arcface, artificial, imaging, model_folder, networks, repro
+from utils import arcface, imaging, model_folder, networks, repro
+from utils.render import defects
 from utils.runtime import Detection
 
 FORMAT = 1
@@ -37,7 +38,7 @@ LAYERS = {
     "small_resnet": ("stage_1_block_1_relu", "stage_2_block_1_relu", "stage_3_block_1_relu"),
     "mobilenet_v2": ("block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu"),
 }
-CLASS_NAMES = ("normal", *artificial.KINDS)
+CLASS_NAMES = ("normal", *defects.KINDS)
 CHANNELS = 48, 32  # of the map's head: where the resolutions meet, and behind that
 ARCFACE_WEIGHT = 0.1  # of its loss
 N_PROTOTYPES, N_DIMENSIONS, N_PATCHES = 256, 128, 20_000
@@ -318,10 +319,10 @@ def _batches(images, batch_size, steps, seed):
         image = vary(images[rng.integers(len(images))], rng)
         mask, label = np.zeros(image.shape[:2], bool), 0
         if rng.random() < DEFECTIVE:
-            kind = rng.integers(len(artificial.KINDS))
+            kind = rng.integers(len(defects.KINDS))
             for _ in range(rng.integers(1, 4)):
                 other = images[rng.integers(len(images))]
-                image, changed = artificial.make(image, other, rng, artificial.KINDS[kind])
+                image, changed = defects.make(image, other, rng, defects.KINDS[kind])
                 mask |= changed
             label = 1 + kind if mask.any() else 0
         return image, mask, label

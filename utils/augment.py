@@ -9,8 +9,9 @@ import math
 import cv2
 import numpy as np
 
-from utils import data, hands, imaging
-from utils.backgrounds import motion_blur
+from utils import data, imaging
+from utils.render import hands
+from utils.render.backgrounds import motion_blur
 
 # The full strength.
 ROTATION = 30.0  # degrees, either way

@@ -24,7 +24,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils import hands, imaging
+from utils import imaging
+from utils.render import hands
 
 NONE = hands.NONE  # the class of images without an object
 

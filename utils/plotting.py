@@ -177,7 +177,7 @@ def _png(figure):
 
 
 def benchmark_bars(result: dict) -> Figure:
-    """Milliseconds an image of each method, the result of `utils.benchmark.run`: medians, whiskers at the quartiles."""
+    """Milliseconds an image of each method, of `benchmark.run`: medians, whiskers at the quartiles."""
     configurations = result["configurations"]
     sizes = sorted({tuple(case["image_size"]) for case in configurations})
     batches, threads = (sorted({case[key] for case in configurations}) for key in ("batch_size", "threads"))

@@ -27,9 +27,11 @@ from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFl
 import cv2
 import numpy as np
 
-from utils import annotate, benchmark, hands, heatmap, imaging, metrics, networks, recipe, runtime
+from utils import heatmap, imaging, metrics, networks, runtime
 from utils.__main__ import DEFAULT_MODEL
+from utils.commands import annotate, benchmark, recipe
 from utils.faster_gradcam import FasterGradCAM
+from utils.render import hands
 
 SEED, N_HANDS = 500, 500  # no training has it
 N_EVALUATIONS = 15  # of the original

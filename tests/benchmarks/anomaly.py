@@ -28,7 +28,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from utils import anomaly, circles, imaging, metrics, networks, runtime
+from utils import anomaly, imaging, metrics, networks, runtime
+from utils.render import rings
 
 COLUMNS = ("image AUROC", "pixel AUROC", "pixel AP", "AUPRO")
 N_FIT, N_TEST, SIZE = 200, 200, 96
@@ -90,12 +91,12 @@ def judge_circles(options):
     rows = {}
     print(" " * 34 + "".join(f"{name:>13s}" for name in COLUMNS))
     for seed in options.seeds:
-        normal, _ = circles.render_circles([circles.NORMAL] * N_FIT, SIZE, 1000 + seed)
-        kinds = [circles.NORMAL] * N_TEST + [circles.DEFECTS[i % len(circles.DEFECTS)] for i in range(N_TEST)]
-        images, masks = circles.render_circles(kinds, SIZE, 2000 + seed)
+        normal, _ = rings.render_circles([rings.NORMAL] * N_FIT, SIZE, 1000 + seed)
+        kinds = [rings.NORMAL] * N_TEST + [rings.DEFECTS[i % len(rings.DEFECTS)] for i in range(N_TEST)]
+        images, masks = rings.render_circles(kinds, SIZE, 2000 + seed)
         detector = anomaly.AnomalyDetector.fit(normal, seed=seed, steps=options.steps)
         result = detector.explain(images)
-        missing = np.array([kind in (circles.NORMAL, "missing piece") for kind in kinds])
+        missing = np.array([kind in (rings.NORMAL, "missing piece") for kind in kinds])
         defective = masks.any(axis=(1, 2))
         false_positives = result.is_anomaly[~defective].mean()
         cold = result.heatmaps[~defective].mean() / result.heatmaps[masks].mean()

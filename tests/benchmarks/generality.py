@@ -28,9 +28,12 @@ from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFl
 import numpy as np
 from benchmarks.annotate import janken_masks
 
-from utils import augment, data, evaluate, hands, imaging, metrics, recipe, sanity
+from utils import augment, data, imaging, metrics
 from utils.__main__ import DEFAULT_MODEL
+from utils.commands import evaluate, recipe
 from utils.faster_gradcam import FasterGradCAM
+from utils.metrics import sanity
+from utils.render import hands
 
 SEED = 999  # of backgrounds; no training has it
 TONES, N_A_TONE, TONE_SEED = 6, 200, 500

@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import browser
 import numpy as np
 
-from utils import hands, imaging, runtime
+from utils import imaging, runtime
 from utils.__main__ import DEFAULT_MODEL
+from utils.render import hands
 
 
 def open_page(chromium, address):

@@ -25,8 +25,9 @@ from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFl
 import numpy as np
 import tensorflow as tf
 
-from utils import benchmark, export, gradcam, runtime
+from utils import export, gradcam, runtime
 from utils.__main__ import DEFAULT_MODEL
+from utils.commands import benchmark
 from utils.faster_gradcam import FasterGradCAM
 
 SIZES = ((96, 96), (224, 224))

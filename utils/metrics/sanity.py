@@ -6,7 +6,6 @@ import keras
 import numpy as np
 
 from utils import imaging, metrics, networks
-from utils.faster_gradcam import FasterGradCAM
 
 
 def cascade(
@@ -47,13 +46,14 @@ def cascade(
     return agreement
 
 
-def stored_weights(faster: FasterGradCAM, images: np.ndarray) -> Callable[[keras.Model], np.ndarray]:
+def stored_weights(faster, images: np.ndarray) -> Callable[[keras.Model], np.ndarray]:
     """``explain`` for `cascade` of ``faster.network``: the stored channel weights meet another network's feature maps.
 
     Each image keeps its cluster, so that a map changes only because the feature maps do: with these weights the map
     is bound to the network it was fitted on. Layers above the feature maps take no part.
 
     Args:
+        faster: `FasterGradCAM`.
         images: uint8 RGB (N, H, W, 3), any size.
     """
     clusters, resized = faster.explain(images).clusters, imaging.resize(images, *faster.image_size)

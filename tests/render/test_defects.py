@@ -3,35 +3,36 @@
 import numpy as np
 import pytest
 
-from utils import artificial, circles
+from utils.render import defects
+from utils.render.rings import NORMAL, render_circles
 
 
 @pytest.fixture(scope="module")
 def rings():
-    return circles.render_circles([circles.NORMAL] * 8, 96)[0]
+    return render_circles([NORMAL] * 8, 96)[0]
 
 
-@pytest.mark.parametrize("kind", artificial.KINDS)
+@pytest.mark.parametrize("kind", defects.KINDS)
 def test_a_defect_is_where_its_mask_says(kind, rings, rng):
     made = 0
     for image, other in zip(rings, rings[::-1], strict=True):
         before = image.copy()
-        changed, mask = artificial.make(image, other, rng, kind)
+        changed, mask = defects.make(image, other, rng, kind)
         assert changed.dtype == np.uint8 and changed.shape == image.shape
         assert mask.dtype == bool and mask.shape == image.shape[:2]
         np.testing.assert_array_equal(image, before)
         difference = np.abs(changed.astype(int) - image).max(axis=-1)
-        assert (difference[~mask] < 9 * artificial.SMALLEST_CHANGE).all()  # no neighbourhood has changed
+        assert (difference[~mask] < 9 * defects.SMALLEST_CHANGE).all()  # no neighbourhood has changed
         if mask.any():
             made += 1
-            assert artificial.SMALLEST_AREA <= mask.mean() < 0.3
-            assert difference[mask].mean() > artificial.SMALLEST_CHANGE / 2
+            assert defects.SMALLEST_AREA <= mask.mean() < 0.3
+            assert difference[mask].mean() > defects.SMALLEST_CHANGE / 2
     assert made >= 4
 
 
-@pytest.mark.parametrize("kind", artificial.KINDS)
+@pytest.mark.parametrize("kind", defects.KINDS)
 def test_the_same_generator_gives_the_same_defect(kind, rings):
-    once, again = (artificial.make(rings[0], rings[1], np.random.default_rng(3), kind) for _ in range(2))
+    once, again = (defects.make(rings[0], rings[1], np.random.default_rng(3), kind) for _ in range(2))
     for a, b in zip(once, again, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -39,6 +40,6 @@ def test_the_same_generator_gives_the_same_defect(kind, rings):
 @pytest.mark.parametrize("kind", ["erased", "shifted"])
 def test_what_changes_nothing_is_no_defect(kind, rng):
     plain = np.full((48, 48, 3), 90, np.uint8)
-    changed, mask = artificial.make(plain, plain, rng, kind)
+    changed, mask = defects.make(plain, plain, rng, kind)
     assert not mask.any()
     np.testing.assert_array_equal(changed, plain)

@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import hands, heatmap, imaging, runtime, web
+from utils import heatmap, imaging, runtime
 from utils.__main__ import DEFAULT_MODEL, main
+from utils.commands import web
+from utils.render import hands
 
 FLOAT, INT8 = DEFAULT_MODEL / runtime.FLOAT_FILE, DEFAULT_MODEL / runtime.INT8_FILE
 CDN_FILES = {web.CDN.format(package=name): browser.NODE_MODULES / "@litertjs" / name for name in web.PACKAGES}
@@ -371,9 +373,11 @@ def test_a_dropped_picture_of_any_size(height, width, tab, rng, tmp_path):
 
 
 def test_a_detector_of_anomalies_shows_score_and_threshold(chromium, serve, rng, tmp_path):
-    from utils import anomaly, circles, demo, export
+    from utils import anomaly, export
+    from utils.commands import demo
+    from utils.render import rings
 
-    rings = circles.render_circles([circles.NORMAL] * 12, 64)[0]
+    rings = rings.render_circles([rings.NORMAL] * 12, 64)[0]
     file = export.export_float(anomaly.AnomalyDetector.fit(rings, image_size=32, steps=2), tmp_path / "rings.tflite")
     explainer, tab = runtime.Explainer(file), chromium.tab(camera=True, before=browser.RECORD)
     tab.open(serve(file))

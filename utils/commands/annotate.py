@@ -22,8 +22,9 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
-from utils import demo, heatmap, imaging
-from utils.hands import NONE
+from utils import heatmap, imaging
+from utils.commands import demo
+from utils.render.hands import NONE
 from utils.runtime import Explainer
 
 FORMATS = ("voc", "coco", "yolo")

@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from utils import gradcam, sanity
+from utils import gradcam
 from utils.arcface import ArcFace
 from utils.faster_gradcam import FasterGradCAM
+from utils.metrics import sanity
 
 
 @pytest.fixture(scope="module")

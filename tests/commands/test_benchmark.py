@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from utils import benchmark, networks, plotting
+from utils import networks, plotting
+from utils.commands import benchmark
 from utils.faster_gradcam import FasterGradCAM
 
 MEDIANS = (12.0, 8.0, 4.0, 2.0, 1.6, 0.5, 0.4)  # milliseconds, in the order of METHODS

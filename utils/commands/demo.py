@@ -1,6 +1,6 @@
 """The live demo: what a camera, a video or images show, explained in a window or as JSON lines. Needs no TensorFlow.
 
-`utils.sources` reads in a thread; the main thread explains, shows and records. Pictures are uint8 RGB (H, W, 3).
+`sources` reads in a thread; the main thread explains, shows and records. Pictures are uint8 RGB (H, W, 3).
 """
 
 import json
@@ -18,7 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils import heatmap, imaging, sources
+from utils import heatmap, imaging
+from utils.commands import sources
 from utils.runtime import Detection, Explainer, Explanation, silent_stderr
 
 MODES = ("heatmap", "box")

@@ -5,7 +5,8 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from utils import data, recipe
+from utils import data
+from utils.commands import recipe
 
 
 def dataset(class_names, n_images):

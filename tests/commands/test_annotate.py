@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import annotate, imaging, runtime
+from utils import imaging, runtime
 from utils.__main__ import DEFAULT_MODEL, main
+from utils.commands import annotate
 
 HANDS = DEFAULT_MODEL.parents[1] / "hands"
 NAMES = ("green", "red", "none")

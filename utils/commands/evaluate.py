@@ -7,9 +7,10 @@ Gaussian in the centre and smooth noise. What does not beat them is not worth it
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils import data, faithfulness, gradcam, heatmap, metrics, plotting
-from utils.benchmark import machine, markdown
+from utils import data, gradcam, heatmap, metrics, plotting
+from utils.commands.benchmark import machine, markdown
 from utils.faster_gradcam import FasterGradCAM
+from utils.metrics import faithfulness
 
 GRADIENTS = {"Grad-CAM": "gradcam", "Grad-CAM++": "gradcam++", "LayerCAM": "layercam"}
 N_DRAWN = 3  # images of a class

@@ -34,7 +34,7 @@ ROUNDS = 9
 TURN_SECONDS = 0.05  # a short method is called again and again for that long when it is its turn
 N_CALIBRATION = 40  # speed does not depend on it
 FORWARD_FLOAT, FORWARD_INT8 = "forward.tflite", "forward_int8.tflite"
-HANDS = Path(__file__).resolve().parents[1] / "data" / "hands"
+HANDS = Path(__file__).resolve().parents[2] / "data" / "hands"
 CPU_INFO = Path("/proc/cpuinfo")  # of Linux
 THREAD_VARIABLES = (
     "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM",
@@ -187,8 +187,8 @@ def _export(faster, folder):
 def _in_process(n_threads, *arguments):
     """`_measure` in a process that has that many threads."""
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(n_threads))
-    command = [sys.executable, "-m", "utils.benchmark", json.dumps([*arguments, n_threads])]
-    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "utils.commands.benchmark", json.dumps([*arguments, n_threads])]
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from utils import demo, heatmap, imaging, sources
+from utils import heatmap, imaging
+from utils.commands import demo, sources
 from utils.runtime import Explanation
 
-MODEL = Path(__file__).resolve().parents[1] / "data" / "models" / "janken" / "explainer.tflite"
+MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "janken" / "explainer.tflite"
 NAMES = ("bright", "dark", "none")
 RATES = (30.0, 1.5)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils import evaluate
+from utils.commands import evaluate
 
 
 def result(n_images, accuracy, **measures):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from benchmarks import road
 
-from utils import faithfulness
+from utils.metrics import faithfulness
 from utils.runtime import Explanation
 
 MEASURES = (

@@ -10,7 +10,7 @@ import math
 import cv2
 import numpy as np
 
-from utils.backgrounds import gauss, noise
+from utils.render.backgrounds import gauss, noise
 
 NORMAL = "normal"
 DEFECTS = ("extra stroke", "cross", "dot", "extra arc", "missing piece", "broken line")

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils import backgrounds, hands
+from utils.render import backgrounds, hands
 
 NAMES = [*hands.GESTURES, hands.NONE]
 GREEN = (0.0, 255.0, 0.0)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from benchmarks import references
 
-from utils import classifiers, gradcam, networks, torchvision_nets
-from utils.classifiers import NETWORKS
+from utils import gradcam, networks
+from utils.networks import classifiers, torchvision_nets
+from utils.networks.classifiers import NETWORKS
 
 FROM_KERAS = [name for name, entry in NETWORKS.items() if not entry.from_torchvision]
 FROM_TORCHVISION = [name for name in NETWORKS if name not in FROM_KERAS]

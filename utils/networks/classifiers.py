@@ -15,7 +15,8 @@ import keras
 import numpy as np
 from keras import applications, layers
 
-from utils import networks, torchvision_nets
+from utils import networks
+from utils.networks import torchvision_nets
 
 N_CLASSES = 1000
 # What Keras calls the layers that keras.applications leaves unnamed; the number counts what the process built before.

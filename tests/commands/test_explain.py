@@ -1,4 +1,4 @@
-"""Pictures and manifest of `utils.explain`, on a small random network."""
+"""Pictures and manifest of `utils.commands.explain`, on a small random network."""
 
 import json
 import re
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import explain, imaging, networks
+from utils import imaging, networks
+from utils.commands import explain
 
 NAMES = ("cat", "great white shark", "tabby, tabby cat")
 SIZE = 16

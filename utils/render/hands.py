@@ -21,8 +21,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from utils import backgrounds
-from utils.backgrounds import gauss, motion_blur
+from utils.render import backgrounds
+from utils.render.backgrounds import gauss, motion_blur
 
 GESTURES = ("choki", "gu", "pa")  # scissors, rock, paper
 NONE = "none"  # background only
