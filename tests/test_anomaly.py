@@ -106,9 +106,9 @@ def test_the_demo_draws_score_and_threshold(saved, normal):
     assert line["label"] == result.names[0] and line["score"] == pytest.approx(float(result.scores[0]), abs=1e-3)
     heat = np.zeros((1, 60, 80), np.float32)
     heat[0, 20:30, 40:60], heat[0, :10, :10] = 0.9, 0.4
-    hot = runtime.Detection(np.array([1.7], np.float32), heat)
+    hot = runtime.AnomalyResult(np.array([1.7], np.float32), heat)
     assert demo.find_box(hot) == (40, 20, 60, 30)  # what stays below the threshold is in no box
-    assert demo.find_box(runtime.Detection(hot.scores, heat / 2)) is None
+    assert demo.find_box(runtime.AnomalyResult(hot.scores, heat / 2)) is None
     picture = demo.annotate(np.zeros((60, 80, 3), np.uint8), hot, "box", (1.0, 1.0))
     assert picture.shape == (60, 80, 3) and picture.any()
 

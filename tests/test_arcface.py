@@ -1,6 +1,7 @@
 """ArcFace against hand-computed values; training on a toy problem."""
 
 import math
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -109,7 +110,7 @@ def test_training_learns_and_reports_accuracy_without_label_and_margin():
     training = arcface.train(
         toy_network(), dataset, steps=60, batch_size=8, learning_rate=1e-2, evaluations=3, progress=seen.append
     )
-    assert [entry["step"] for entry in training.history] == [20, 40, 60] == [entry["step"] for entry in seen]
+    assert [entry["done"] for entry in training.history] == [20, 40, 60] == [entry["done"] for entry in seen]
     assert training.best_step in (20, 40, 60) and not training.interrupted
     assert seen[-1]["seconds_left"] == 0
     scores = training.network(dataset.images[dataset.test].astype(np.float32)).numpy()
@@ -137,8 +138,8 @@ def test_ctrl_c_keeps_the_best_weights_so_far():
     kept = []
 
     def press_ctrl_c(entry):
-        kept.append(entry["step"])
-        if entry["step"] == 20:
+        kept.append(entry["done"])
+        if entry["done"] == 20:
             raise KeyboardInterrupt
 
     training = arcface.train(
@@ -163,46 +164,19 @@ def test_one_image_a_class_and_no_masks_train():
     assert len(training.history) == 1
 
 
-def test_none_shows_hidden_objects_now_and_then(monkeypatch):
-    calls = []
-    monkeypatch.setattr(arcface.augment, "augment", lambda image, mask, b, r, s, hidden: calls.append(hidden) or image)
-    images, masks = np.zeros((6, 32, 32, 3), np.uint8), np.zeros((6, 32, 32), bool)
-    images[:4], masks[:4, :16] = 1, True  # the class "a"; "none" is black
-    labels = np.array([0, 0, 0, 0, 1, 1])
-    for names, expected in ((("a", "none"), arcface.HIDDEN), (("a", "b"), 0)):
-        dataset = data.Dataset(images, labels, names, masks, np.arange(6), np.array([], int), tuple("abcdef"))
-        batches = list(arcface._batches(dataset, labels * 0, np.arange(6), 100, 10, 1.0, seed=0))
-        hidden = np.array(calls[:1000]).reshape(10, 100)
-        calls.clear()
-        for flags, (pictures, classes) in zip(hidden, batches, strict=True):
-            assert classes[flags].all()  # all of them under "none", and showing "a"
-            np.testing.assert_array_equal(pictures[:, 0, 0, 0], (classes == 0) | flags)
-        assert abs(hidden.sum() / sum(classes.sum() for _, classes in batches) - expected) < 0.05
-
-
-@pytest.mark.parametrize("names, batch_size, steps, counts", [
-    (("a", "b"), 4, 3, [6, 6]),
-    (("a", "b", "c", "none"), 14, 1, [4, 4, 4, 2]),
-    (("a", "none", "b"), 2, 5, [4, 2, 4]),  # fewer than there are classes
-    (tuple("abcdefghi"), 3, 6, [2] * 9),
-])  # fmt: skip
-def test_batches_hold_every_class_equally_often_but_none_half_as_often(names, batch_size, steps, counts):
-    labels = np.arange(len(names))
-    images = np.zeros((len(names), 32, 32, 3), np.uint8)
-    dataset = data.Dataset(images, labels, names, None, labels, np.array([], int), names)
-    drawn = [classes for _, classes in arcface._batches(dataset, labels * 0, labels, batch_size, steps, 0.0, seed=0)]
-    assert np.bincount(np.concatenate(drawn)).tolist() == counts
-
-
 def test_validation_spares_few_photos_where_every_class_has_more():
-    kinds = np.repeat([0, 1, 2], [120, arcface.FEW - 1, arcface.FEW])
-    fit_part, held_out = arcface._validation(kinds // 2, kinds, seed=0)  # of the first class two sources
+    sizes = [120, arcface.FEW - 1, arcface.FEW]
+    sources, n = np.repeat([0, 1, 0], sizes), sum(sizes)
+    images, everything = np.zeros((n, 1, 1, 3), np.uint8), (np.arange(n), np.array([], int), ("",) * n)
+    kinds = np.repeat([0, 1, 2], sizes)
+    dataset = data.Dataset(images, kinds // 2, ("a", "b"), None, *everything, sources=sources)  # two sources of "a"
+    fitted, held_out = arcface._split(dataset, seed=0)
     assert np.bincount(kinds[held_out]).tolist() == [15, 0, 13]
-    assert sorted([*fit_part, *held_out]) == list(range(len(kinds)))
+    assert sorted([*fitted, *held_out]) == list(range(n))
     for block in (held_out[:15], held_out[15:]):
         np.testing.assert_array_equal(block, block[0] + np.arange(len(block)))
-    _, held_out = arcface._validation(kinds, kinds, seed=0)  # the second class has only these
-    assert set(kinds[held_out]) == {0, 1, 2}
+    _, held_out = arcface._split(replace(dataset, labels=kinds, class_names=("a", "b", "c")), seed=0)
+    assert set(kinds[held_out]) == {0, 1, 2}  # the second class has only these
 
 
 @pytest.mark.parametrize(
@@ -214,8 +188,6 @@ def test_validation_spares_few_photos_where_every_class_has_more():
     ],
 )
 def test_data_that_cannot_train(change, sentence):
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match=sentence):
         arcface.train(toy_network(), replace(toy_dataset(), **change), steps=1, evaluations=1)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from samples import GREEN, RED, photo
 
 from utils import augment, data
 
@@ -16,7 +17,9 @@ def hand(rng):
 
 def test_without_strength_an_image_is_at_most_mirrored(hand, rng):
     image, mask = hand
-    seen = {augment.augment(image, mask, image[None] * 0, rng, strength=0.0).tobytes() for _ in range(20)}
+    black = np.zeros_like(image)[None]
+    results = [augment.augment(image, mask, backgrounds=black, rng=rng, strength=0.0) for _ in range(20)]
+    seen = {result.tobytes() for result in results}
     assert seen == {image.astype(np.float32).tobytes(), image[:, ::-1].astype(np.float32).tobytes()}
 
 
@@ -27,7 +30,7 @@ def test_at_full_strength_nothing_of_the_old_background_is_left(hand, rng, monke
     image[~mask], image[mask] = (255, 0, 0), (0, 255, 0)
     blue = np.full((1, 40, 40, 3), (0, 0, 255), np.uint8)
     for _ in range(20):
-        result = augment.augment(image, mask, blue, rng)
+        result = augment.augment(image, mask, backgrounds=blue, rng=rng)
         assert result.dtype == np.float32 and result.min() >= 0 and result.max() <= 255
         red = result[..., 0] > result[..., 1:].max(axis=-1) + 50  # at the hand's edge, where pixels are mixed
         assert red.sum() < 0.05 * red.size and (result[..., 2] > 100).sum() > 0.05 * red.size
@@ -37,7 +40,7 @@ def test_an_image_without_a_mask_keeps_its_background(hand, rng, monkeypatch):
     image = np.full((40, 40, 3), 100, np.uint8)
     blue = np.full((1, 40, 40, 3), (0, 0, 255), np.uint8)
     monkeypatch.setattr(augment, "CAMERA", 0)
-    result = augment.augment(image, None, blue, rng)
+    result = augment.augment(image, None, backgrounds=blue, rng=rng)
     assert np.ptp(result, axis=(0, 1)).max() == 0 and result.mean() > 40
 
 
@@ -46,7 +49,7 @@ def test_now_and_then_the_background_is_the_blurred_picture_itself(hand, rng, mo
     image, mask = hand
     image[~mask], image[mask] = (255, 0, 0), (0, 255, 0)
     blue = np.full((1, 40, 40, 3), (0, 0, 255), np.uint8)
-    results = np.stack([augment.augment(image, mask, blue, rng) for _ in range(20)])
+    results = np.stack([augment.augment(image, mask, backgrounds=blue, rng=rng) for _ in range(20)])
     red, _, blue = results.mean(axis=(0, 1, 2))
     assert red > 5 * blue  # blue comes in patches only
 
@@ -58,19 +61,19 @@ def test_nothing_is_left_of_a_hidden_object(hand, rng, monkeypatch, strength):
     image, mask = hand
     image[~mask], image[mask] = 40, 240
     grey = np.full((1, 40, 40, 3), 40, np.uint8)
+    how = {"backgrounds": grey, "rng": rng, "strength": strength}
     brightest = {
-        hidden: [augment.augment(image, mask, grey, rng, strength, hidden).max() for _ in range(10)]
-        for hidden in (True, False)
+        flag: [augment.augment(image, mask, hidden=flag, **how).max() for _ in range(10)] for flag in (True, False)
     }
     assert max(brightest[True]) < 120 < min(brightest[False])
     for unknown in (None, mask | True):  # nothing is known to be the object, so nothing is hidden
-        assert augment.augment(image, unknown, grey, rng, strength, hidden=True).min() > 0
+        assert augment.augment(image, unknown, hidden=True, **how).min() > 0
 
 
 def test_a_mask_of_everything_keeps_the_background(hand, rng):
     image = np.full((40, 40, 3), 100, np.uint8)
     blue = np.full((1, 40, 40, 3), 100, np.uint8)
-    result = augment.augment(image, np.ones((40, 40), bool), blue, rng)
+    result = augment.augment(image, np.ones((40, 40), bool), backgrounds=blue, rng=rng)
     assert np.ptp(result, axis=(0, 1)).max() < 100  # noise at most
 
 
@@ -78,7 +81,7 @@ def test_an_empty_mask_gives_a_background(hand, rng, monkeypatch):
     monkeypatch.setattr(augment, "CAMERA", 0)
     image, mask = hand
     grey = np.full((1, 40, 40, 3), 128, np.uint8)
-    result = augment.augment(image, mask & False, grey, rng)
+    result = augment.augment(image, mask & False, backgrounds=grey, rng=rng)
     assert np.ptp(result, axis=(0, 1)).max() == 0
 
 
@@ -112,11 +115,60 @@ def test_views_are_one_variation_of_each_training_image(hand):
     labels, names = np.zeros(3, int), ("a", "b", "c")
     dataset = data.Dataset(images, labels, ("hand",), masks, np.array([0, 2]), np.array([1]), names)
     backgrounds = np.zeros((1, 40, 40, 3), np.uint8)
-    views = augment.views(dataset, backgrounds, seed=1)
+    views = augment.views(dataset, backgrounds=backgrounds, seed=1)
     assert views.shape == (2, 40, 40, 3) and views.dtype == np.uint8 and (views[0] != views[1]).any()
-    np.testing.assert_array_equal(views, augment.views(dataset, backgrounds, seed=1))
+    np.testing.assert_array_equal(views, augment.views(dataset, backgrounds=backgrounds, seed=1))
 
 
 def test_backgrounds_depend_on_the_seed_alone():
-    first, again, other = (augment.render_backgrounds(32, seed) for seed in (1, 1, 2))
+    first, again, other = (augment.render_backgrounds(32, seed=seed) for seed in (1, 1, 2))
     assert first.shape == (augment.N_BACKGROUNDS, 32, 32, 3) and (first == again).all() and (first != other).any()
+
+
+def test_replace_background():
+    image, background, mask = photo(8, 8, RED), photo(8, 8, GREEN), np.zeros((8, 8), bool)
+    assert np.array_equal(augment.replace_background(image, mask, background), background)
+    assert np.array_equal(augment.replace_background(image, ~mask, background), image)
+    mask[:, 4:] = True
+    mixed = augment.replace_background(image, mask, background)[-1, :, 0]
+    assert (mixed[:3] == GREEN[0]).all() and (mixed[5:] == RED[0]).all()
+    assert GREEN[0] < mixed[3] < mixed[4] < RED[0]  # a soft edge
+    with pytest.raises(ValueError, match="Received image"):
+        augment.replace_background(image, mask.astype(np.uint8), background)
+    with pytest.raises(ValueError, match="Received image"):
+        augment.replace_background(image, mask[:4], background)
+
+
+def draw(dataset, indices, **settings):
+    return augment.batches(dataset, indices, backgrounds=np.zeros((1, 32, 32, 3), np.uint8), seed=0, **settings)
+
+
+def test_none_shows_hidden_objects_now_and_then(monkeypatch):
+    calls = []
+    monkeypatch.setattr(augment, "augment", lambda image, mask, hidden, **_: calls.append(hidden) or image)
+    images, masks = np.zeros((6, 32, 32, 3), np.uint8), np.zeros((6, 32, 32), bool)
+    images[:4], masks[:4, :16] = 1, True  # the class "a"; "none" is black
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    for names, expected in ((("a", "none"), augment.HIDDEN), (("a", "b"), 0)):
+        dataset = data.Dataset(images, labels, names, masks, np.arange(6), np.array([], int), tuple("abcdef"))
+        batches = list(draw(dataset, np.arange(6), batch_size=100, steps=10))
+        hidden = np.array(calls).reshape(10, 100)
+        calls.clear()
+        for flags, (pictures, classes) in zip(hidden, batches, strict=True):
+            assert classes[flags].all()  # all of them under "none", and showing "a"
+            np.testing.assert_array_equal(pictures[:, 0, 0, 0], (classes == 0) | flags)
+        assert abs(hidden.sum() / sum(classes.sum() for _, classes in batches) - expected) < 0.05
+
+
+@pytest.mark.parametrize("names, batch_size, steps, counts", [
+    (("a", "b"), 4, 3, [6, 6]),
+    (("a", "b", "c", "none"), 14, 1, [4, 4, 4, 2]),
+    (("a", "none", "b"), 2, 5, [4, 2, 4]),  # fewer than there are classes
+    (tuple("abcdefghi"), 3, 6, [2] * 9),
+])  # fmt: skip
+def test_batches_hold_every_class_equally_often_but_none_half_as_often(names, batch_size, steps, counts):
+    labels = np.arange(len(names))
+    images = np.zeros((len(names), 32, 32, 3), np.uint8)
+    dataset = data.Dataset(images, labels, names, None, labels, np.array([], int), names)
+    drawn = [classes for _, classes in draw(dataset, labels, batch_size=batch_size, steps=steps, strength=0.0)]
+    assert np.bincount(np.concatenate(drawn)).tolist() == counts

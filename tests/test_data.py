@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_imaging import GREEN, RED, photo, sentence, write
+from samples import GREEN, RED, photo, sentence, write
 
 from utils import data, imaging
 
@@ -26,89 +26,6 @@ def folder(tmp_path):
         for number in (1, 2, 10):
             write(tmp_path / "photos" / name / f"IMG_{number}.png", photo(colour=colour))
     return tmp_path / "photos"
-
-
-# --- masks and backgrounds --------------------------------------------------------------------------------------------
-
-
-def test_replace_background():
-    image, background, mask = photo(8, 8, RED), photo(8, 8, GREEN), np.zeros((8, 8), bool)
-    assert np.array_equal(data.replace_background(image, mask, background), background)
-    assert np.array_equal(data.replace_background(image, ~mask, background), image)
-    mask[:, 4:] = True
-    mixed = data.replace_background(image, mask, background)[-1, :, 0]
-    assert (mixed[:3] == GREEN[0]).all() and (mixed[5:] == RED[0]).all()
-    assert GREEN[0] < mixed[3] < mixed[4] < RED[0]  # a soft edge
-    with pytest.raises(ValueError, match="Received image"):
-        data.replace_background(image, mask.astype(np.uint8), background)
-    with pytest.raises(ValueError, match="Received image"):
-        data.replace_background(image, mask[:4], background)
-
-
-# --- hand masks --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.real
-def test_hand_mask_agrees_with_the_truth(janken_dataset, janken_masks):
-    paths = sorted(p for p in janken_dataset.glob("*/*") if p.suffix.lower() == ".jpg")
-
-    def iou(path):
-        mask = data.hand_mask(imaging.read_image(path))
-        truth = np.asarray(Image.open(janken_masks / f"{path.parent.name}_{path.stem}.png").convert("L")) > 127
-        return (mask & truth).sum() / (mask | truth).sum()
-
-    ious = [iou(path) for path in paths]
-    assert len(ious) == 167 and np.mean(ious) >= 0.95 and min(ious) >= 0.85
-
-
-def test_foreground_mask_agrees_with_the_truth(janken_dataset, janken_masks):
-    """The photos' masks are the same as for test_hand_mask_agrees_with_the_truth; here nothing is known of skin."""
-    photos = data.load_janken("janken", image_size=96)
-    ious = []
-    for image, name in zip(photos.images[::4], photos.names[::4], strict=True):
-        gesture, file = name.split("/")
-        truth = imaging.read_image(janken_masks / f"{gesture}_{Path(file).stem}.png")[..., 0] > 127
-        truth = imaging.resize(truth[None], 96, 96)[0]
-        guess = data.foreground_mask(image)
-        ious.append((guess & truth).sum() / (guess | truth).sum())
-    assert np.mean(ious) > 0.9
-
-
-def test_guess_masks(folder):
-    dataset = data.load_folder(folder, image_size=48)
-    images = np.full_like(dataset.images, 90)
-    images[1:, 14:34, 14:34] = (200, 120, 90)
-    guessed = data.guess_masks(replace(dataset, images=images))
-    assert guessed.masks[0].all()  # nothing stands out: it stays as it is
-    truth = np.zeros((48, 48), bool)
-    truth[14:34, 14:34] = True
-    for mask in guessed.masks[1:]:
-        assert (mask & truth).sum() / (mask | truth).sum() > 0.85
-    assert data.guess_masks(guessed) is guessed
-
-
-def test_hand_mask_depends_on_the_image_alone():
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (60, 80, 3), np.uint8) for _ in range(8)]
-    masks = [data.hand_mask(image) for image in images]
-    with ThreadPoolExecutor(3) as pool:
-        again = list(pool.map(data.hand_mask, reversed(images)))
-    assert all(np.array_equal(a, b) for a, b in zip(masks, reversed(again), strict=True))
-
-
-def test_hand_mask_refuses_what_is_no_image():
-    for image in (photo() / 255, photo()[..., 0]):
-        with pytest.raises(ValueError, match="expected uint8 RGB"):
-            data.hand_mask(image)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (2, 2), (5, 3)])
-def test_hand_mask_of_odd_sizes(size):
-    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    for image in (noise, np.full_like(noise, 128)):
-        mask = data.hand_mask(image)
-        assert mask.shape == size and mask.dtype == bool
-    assert not mask.any()  # one colour, no hand
 
 
 # --- folds and splits --------------------------------------------------------------------------------------------
@@ -143,10 +60,10 @@ def test_split_is_a_partition_into_blocks(seed):
 def test_split_takes_other_blocks_with_other_seeds_and_other_fractions():
     labels = np.zeros(40, int)
     assert len({tuple(data.split(labels, seed=seed)[1]) for seed in range(60)}) == 5
-    assert [len(data.split(labels, fraction)[1]) for fraction in (0.125, 0.25, 0.5)] == [5, 10, 20]
+    assert [len(data.split(labels, test_fraction=fraction)[1]) for fraction in (0.125, 0.25, 0.5)] == [5, 10, 20]
     for fraction in (0, 0.9, -1):
         with pytest.raises(ValueError, match="test_fraction"):
-            data.split(labels, fraction)
+            data.split(labels, test_fraction=fraction)
 
 
 # --- a folder of classes -----------------------------------------------------------------------------------------
@@ -469,3 +386,16 @@ def test_import_needs_neither_tensorflow_nor_scikit_learn():
     environment = os.environ | {"PYTHONPATH": str(Path(data.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_guess_masks(folder):
+    dataset = data.load_folder(folder, image_size=48)
+    images = np.full_like(dataset.images, 90)
+    images[1:, 14:34, 14:34] = (200, 120, 90)
+    guessed = data.guess_masks(replace(dataset, images=images))
+    assert guessed.masks[0].all()  # nothing stands out: it stays as it is
+    truth = np.zeros((48, 48), bool)
+    truth[14:34, 14:34] = True
+    for mask in guessed.masks[1:]:
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.85
+    assert data.guess_masks(guessed) is guessed

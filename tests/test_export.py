@@ -1,5 +1,7 @@
 """The exported graph against the Keras explainer, on a small random network; what is inside the file."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -90,9 +92,14 @@ def test_none_has_no_cluster_and_a_map_of_zeros(float_file):
 
 def test_no_positive_evidence_is_a_map_of_zeros(faster, tmp_path):
     negative = FasterGradCAM(
-        faster.network, CLASSES, faster.prototypes, faster.centroids, faster.cluster_classes,
-        -np.abs(faster.mean_weights), None, faster.detail_weights, faster.meta,
-    )  # fmt: skip
+        faster.network,
+        CLASSES,
+        prototypes=faster.prototypes,
+        clusters=replace(faster.clusters, mean_weights=-np.abs(faster.clusters.mean_weights)),
+        contrast=None,
+        detail_weights=faster.detail_weights,
+        meta=faster.meta,
+    )
     result = runtime.Explainer(export.export_float(negative, tmp_path / "negative.tflite")).explain(images(30, 30))
     assert not result.heatmaps.any()
 

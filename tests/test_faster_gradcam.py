@@ -60,10 +60,10 @@ def test_channel_weights_are_the_mean_over_the_cluster(network, images, labels):
     faster = FasterGradCAM.fit(network, images, labels, n_clusters=1)
     k = np.bincount(labels).argmax()
     harvest = gradcam.harvest(network, [(images[labels == k], labels[labels == k])])
-    row = np.flatnonzero(faster.cluster_classes == k)
+    row = np.flatnonzero(faster.clusters.classes == k)
     np.testing.assert_allclose(faster.channel_weights[row[0]], harvest.channel_weights.mean(axis=0), atol=1e-6)
     unit = harvest.embeddings / np.linalg.norm(harvest.embeddings, axis=1, keepdims=True)
-    np.testing.assert_allclose(faster.centroids[row[0]], unit.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(faster.clusters.centroids[row[0]], unit.mean(axis=0), atol=1e-5)
 
 
 def test_an_explanation_is_what_the_formula_says(network, images, labels):
@@ -73,8 +73,8 @@ def test_an_explanation_is_what_the_formula_says(network, images, labels):
     np.testing.assert_allclose(result.scores, networks.forward(network, images), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(result.embeddings, axis=1), 1, atol=1e-5)
     for n in range(12):
-        own = np.flatnonzero(faster.cluster_classes == result.labels[n])
-        nearest = own[np.linalg.norm(faster.centroids[own] - result.embeddings[n], axis=1).argmin()]
+        own = np.flatnonzero(faster.clusters.classes == result.labels[n])
+        nearest = own[np.linalg.norm(faster.clusters.centroids[own] - result.embeddings[n], axis=1).argmin()]
         assert result.clusters[n] == nearest
     assert result.heatmaps.dtype == np.float32 and result.heatmaps.min() >= 0 and result.heatmaps.max() <= 1
 
@@ -82,8 +82,8 @@ def test_an_explanation_is_what_the_formula_says(network, images, labels):
 def test_more_clusters_than_images_duplicates_and_a_class_of_one_image(network, images, labels):
     doubled = np.concatenate([images, images[:4], images[:4]])
     faster = FasterGradCAM.fit(network, doubled, np.concatenate([labels, labels[:4], labels[:4]]), n_clusters=100)
-    assert len(faster.centroids) == len(faster.cluster_classes) == 12  # no duplicate, no empty cluster
-    assert np.isfinite(faster.channel_weights).all() and set(faster.cluster_classes) == {0, 1, 2}
+    assert len(faster.clusters.centroids) == len(faster.clusters.classes) == 12  # no duplicate, no empty cluster
+    assert np.isfinite(faster.channel_weights).all() and set(faster.clusters.classes) == {0, 1, 2}
 
 
 def test_none_has_no_cluster_no_heat_and_no_box(network, images, labels):
@@ -103,16 +103,17 @@ def test_top_channels_keeps_the_largest_signed_weights():
 
 def test_positive_weights_and_contrast_by_hand(network, images, labels):
     names = ("a", "b", "none")
-    plain = FasterGradCAM.fit(network, images, labels, names, "early", n_clusters=2)
-    fitted = FasterGradCAM.fit(network, images, labels, names, "early", n_clusters=2, weighting="contrast")
-    np.testing.assert_array_equal(plain.channel_weights, plain.mean_weights)
+    plain = FasterGradCAM.fit(network, images, labels, names, layer="early", n_clusters=2)
+    fitted = FasterGradCAM.fit(network, images, labels, names, layer="early", n_clusters=2, weighting="contrast")
+    np.testing.assert_array_equal(plain.channel_weights, plain.clusters.mean_weights)
     positive = plain.reweighted("positive")
-    np.testing.assert_array_equal(positive.channel_weights, np.maximum(plain.mean_weights, 0))
+    np.testing.assert_array_equal(positive.channel_weights, np.maximum(plain.clusters.mean_weights, 0))
     gap = networks.forward(plain.network, images)[0].mean(axis=(1, 2))
     classes, none = gap[labels < 2], gap[labels == 2]
     contrast = np.maximum((classes.mean(0) - none.mean(0)) / (classes.var(0) + none.var(0)), 0)
     np.testing.assert_allclose(fitted.contrast, contrast, rtol=1e-4)
-    drawn_together = np.stack([(row + plain.mean_weights.mean(axis=0)) / 2 for row in plain.mean_weights])
+    means = plain.clusters.mean_weights
+    drawn_together = np.stack([(row + means.mean(axis=0)) / 2 for row in means])
     np.testing.assert_allclose(fitted.channel_weights, np.maximum(drawn_together, 0) * contrast, rtol=1e-4)
     top = fitted.reweighted("all", 3)
     assert top.meta["top_channels"] == 3 and ((top.channel_weights != 0).sum(axis=1) == 3).all()
@@ -141,7 +142,7 @@ def test_details_by_hand(network, images, labels):
     gap = networks.forward(early, images).mean(axis=(1, 2))
     hands, none = gap[labels < 2], gap[labels == 2]
     contrast = np.maximum((hands.mean(0) - none.mean(0)) / (hands.var(0) + none.var(0)), 0)
-    harvest = gradcam.harvest(network, [(images[labels < 2], labels[labels < 2])], "early")
+    harvest = gradcam.harvest(network, [(images[labels < 2], labels[labels < 2])], layer="early")
     weights = np.maximum(harvest.channel_weights.mean(axis=0), 0) * contrast
     np.testing.assert_allclose(faster.detail_weights, weights, rtol=1e-4)
     np.testing.assert_array_equal(faster.channel_weights, plain.channel_weights)
@@ -153,7 +154,7 @@ def test_details_by_hand(network, images, labels):
     fine = np.maximum(networks.forward(early, images) @ weights, 0)
     assert coarse.shape[1:] == (3, 3) and fine.shape[1:] == (5, 5)
     raw = np.sqrt(imaging.resize(np.maximum(coarse, 0).astype(np.float32), 5, 5)) * fine
-    np.testing.assert_allclose(result.heatmaps[shown], heatmap.finish(raw, SIZE, SIZE)[shown], atol=1e-4)
+    np.testing.assert_allclose(result.heatmaps[shown], heatmap.normalise_and_resize(raw, SIZE, SIZE)[shown], atol=1e-4)
 
     np.testing.assert_array_equal(
         faster.reweighted("contrast").explain(images).heatmaps, plain.explain(images).heatmaps
@@ -215,7 +216,7 @@ def test_round_trip(saved):
     loaded = FasterGradCAM.load(folder)
     assert_same(faster.explain(images), loaded.explain(images))
     meta = json.loads((folder / META_FILE).read_text())
-    assert meta["accuracy"] == 0.5 and meta["class_names"] == ["a", "b"] and meta["layer"] == networks.DEFAULT_LAYER
+    assert meta["accuracy"] == 0.5 and meta["class_names"] == ["a", "b"] and meta["layer"] == "block_13_expand_relu"
     assert loaded.network.spec == faster.network.spec
 
 

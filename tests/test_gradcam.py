@@ -61,14 +61,15 @@ def test_channel_weights_before_pooling_equal_the_closed_form_of_the_cosine(imag
     np.testing.assert_allclose(harvest.scores[np.arange(7), labels], cosine[:, 0], atol=1e-5)
     raw = np.einsum("nhwc,nc->nhw", maps, expected)
     got = gradcam.explain(network, images, layer="late", targets=labels)
-    np.testing.assert_allclose(got, heatmap.finish(raw, 12, 12), atol=1e-4)
+    np.testing.assert_allclose(got, heatmap.normalise_and_resize(raw, 12, 12), atol=1e-4)
 
 
 def test_classic_cam_on_a_pooling_classifier(images):
     # CAM (arXiv 1512.04150): the class's weights behind global average pooling combine the maps.
     network = gap_classifier()
     raw = feature_maps(network, images) @ network.get_layer("head").kernel.numpy()[:, 2]
-    np.testing.assert_allclose(gradcam.explain(network, images, targets=2), heatmap.finish(raw, 12, 12), atol=1e-5)
+    expected = heatmap.normalise_and_resize(raw, 12, 12)
+    np.testing.assert_allclose(gradcam.explain(network, images, targets=2), expected, atol=1e-5)
 
 
 def test_an_earlier_layer_agrees_with_finite_differences(images):
@@ -163,7 +164,7 @@ def test_images_of_another_size_are_resized_and_maps_come_back_in_it(rng):
         ({"targets": [0, 1]}, "one for each of the 7 images"),
         ({"targets": 0.5}, "as integers"),
         ({"targets": [[0, 1]]}, r"or \(N, T\), as integers. Received: shape \(1, 2\)"),
-        ({"targets": [[0], [1, 2]]}, "as many class ids for each image"),
+        ({"targets": [[0], [1, 2]]}, "the same number of class ids for every image"),
         ({"targets": np.zeros((7, 0), int)}, r"Received: shape \(7, 0\)"),
         ({"targets": lambda scores: tf.reduce_sum(scores)}, r"a tensor of shape \(n,\)"),
         ({"targets": lambda scores: scores}, r"a tensor of shape \(n,\)"),
@@ -309,7 +310,7 @@ def test_against_numpy_on_gradients_of_an_eager_tape(method, layer, images):
         score = x[:, 2]
     gradients = tape.gradient(score, maps).numpy().astype(np.float64)
     expected = [independent(method, *pair) for pair in zip(maps.numpy().astype(np.float64), gradients, strict=True)]
-    got = gradcam.explain(network, images, layer, 2, method, normalise=False)
+    got = gradcam.explain(network, images, layer=layer, targets=2, method=method, normalise=False)
     np.testing.assert_allclose(got, expected, atol=1e-6, rtol=1e-4)
 
 
@@ -370,7 +371,7 @@ def test_half_precision_agrees_even_where_gradients_are_below_its_reach(method, 
     weights[-2] = weights[-2] * 1e-5
     for network in networks_.values():
         network.set_weights(weights)
-    full, half = (gradcam.explain(n, images, "late", 1, method) for n in networks_.values())
+    full, half = (gradcam.explain(n, images, layer="late", targets=1, method=method) for n in networks_.values())
     assert full.max() == 1
     np.testing.assert_allclose(half, full, atol=0.03)
 
@@ -395,7 +396,7 @@ def test_one_trace_a_method_and_layer(method, rng):
     calls = []
     network.get_layer("early").call = _counting(network.get_layer("early").call, calls)
     for n in (1, 5, 2, 35):
-        gradcam.explain(network, rng.random((n, 12, 12, 3)).astype(np.float32), "late", method=method)
+        gradcam.explain(network, rng.random((n, 12, 12, 3)).astype(np.float32), layer="late", method=method)
     assert len(calls) == (2 if method == "scorecam" else 1)
 
 
@@ -454,10 +455,10 @@ def test_class_ids_need_a_score_for_each_class():
 def test_several_layers_at_once_are_what_they_are_one_by_one(method, images):
     network = embedding_classifier()
     for chosen, names in ((None, ["early", "late"]), (["late", "early"], ["late", "early"]), (["early"], ["early"])):
-        maps = gradcam.explain_layers(network, images, chosen, targets=1, method=method)
+        maps = gradcam.explain_layers(network, images, layers=chosen, targets=1, method=method)
         assert list(maps) == names
         for name in names:
-            np.testing.assert_allclose(maps[name], gradcam.explain(network, images, name, 1, method), atol=1e-5)
+            np.testing.assert_allclose(maps[name], gradcam.explain(network, images, layer=name, targets=1, method=method), atol=1e-5)
 
 
 def test_several_layers_and_targets(images):
@@ -476,7 +477,7 @@ def test_several_layers_need_one_pass(images):
 @pytest.mark.parametrize("layers", [[], ["early", "missing"], "early"])
 def test_wrong_layers(images, layers):
     with pytest.raises(ValueError, match="Received: "):
-        gradcam.explain_layers(embedding_classifier(), images, layers)
+        gradcam.explain_layers(embedding_classifier(), images, layers=layers)
 
 
 # --- nested models -------------------------------------------------------------------------------------------------
@@ -523,8 +524,8 @@ def test_nested_models_are_explained_like_flat_ones(sequential, levels, activati
     assert networks.get_layer(network, prefix + "early").name == "early"
     before, weights, as_it_was = network(images, training=False).numpy(), network.get_weights(), state(network)
     for method in ("gradcam", "scorecam"):
-        got = gradcam.explain(network, images[:3], prefix + "early", 1, method)
-        np.testing.assert_allclose(got, gradcam.explain(flat, images[:3], "early", 1, method), atol=1e-4)
+        got = gradcam.explain(network, images[:3], layer=prefix + "early", targets=1, method=method)
+        np.testing.assert_allclose(got, gradcam.explain(flat, images[:3], layer="early", targets=1, method=method), atol=1e-4)
     np.testing.assert_array_equal(network(images, training=False).numpy(), before)
     assert state(network) == as_it_was
     for a, b in zip(weights, network.get_weights(), strict=True):
@@ -546,7 +547,7 @@ def test_each_use_of_a_model_called_twice_has_its_name(images):
     network = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Add()(pooled)))
     names = networks.map_layers(network)
     assert sorted(names) == ["backbone#2/early", "backbone#2/late", "backbone/early", "backbone/late"]
-    maps, flipped = (gradcam.explain_layers(network, x, names, 0) for x in (images, images[:, :, ::-1]))
+    maps, flipped = (gradcam.explain_layers(network, x, layers=names, targets=0) for x in (images, images[:, :, ::-1]))
     a, b = "backbone/late", "backbone#2/late"
     assert {tuple(np.round(maps[n].sum(axis=(1, 2)), 3)) for n in (a, b)} == {
         tuple(np.round(flipped[n].sum(axis=(1, 2)), 3)) for n in (a, b)
@@ -564,7 +565,7 @@ def test_a_nested_application_of_keras(rng):
     assert networks.default_layer(network) == "mobile/out_relu"
     names = [name for name in networks.map_layers(network) if name.endswith("expand_relu")]
     assert len(names) == 16
-    maps = gradcam.explain_layers(network, images, names)
+    maps = gradcam.explain_layers(network, images, layers=names)
     assert all(array.shape == (2, 32, 32) and np.isfinite(array).all() for array in maps.values())
     assert gradcam.guided_gradcam(network, images).shape == (2, 32, 32, 3)
 
@@ -574,7 +575,7 @@ def test_a_model_whose_last_layer_is_a_classifier_with_softmax(images):
     softmax.set_weights(logits.get_weights())
     inputs = keras.Input((12, 12, 3))
     outer = keras.Model(inputs, softmax(inputs))
-    raw = [gradcam.explain(n, images, name, 2, normalise=False) for n, name in (
+    raw = [gradcam.explain(n, images, layer=name, targets=2, normalise=False) for n, name in (
         (logits, "backbone/late"), (outer, f"{softmax.name}/backbone/late"))]  # fmt: skip
     np.testing.assert_allclose(*raw, atol=1e-6)
     assert networks.score_output(logits) is logits.outputs[0]
@@ -586,8 +587,8 @@ def test_a_model_whose_last_layer_is_a_classifier_with_softmax(images):
 def test_the_logit_is_explained_whatever_squashes_it(end, images):
     logits = gap_classifier()
     network = keras.Model(logits.input, end(1000 * logits.output))  # saturated: its own gradient would be zero
-    raw = gradcam.explain(network, images, "late", 2, normalise=False)
-    np.testing.assert_allclose(raw, 1000 * gradcam.explain(logits, images, "late", 2, normalise=False), rtol=1e-4)
+    raw = gradcam.explain(network, images, layer="late", targets=2, normalise=False)
+    np.testing.assert_allclose(raw, 1000 * gradcam.explain(logits, images, layer="late", targets=2, normalise=False), rtol=1e-4)
 
 
 def test_a_subclassed_network_is_refused(images):

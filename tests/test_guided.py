@@ -186,8 +186,8 @@ def test_mobilenet_differs_from_the_plain_gradient_and_stays_as_it_was(rng):
 def test_guided_gradcam_is_the_product(rng):
     network = conv_network()
     images = rng.normal(0, 2, (2, 10, 12, 3)).astype(np.float32)
-    got = gradcam.guided_gradcam(network, images, "second", targets=1)
-    expected = gradcam.guided_backprop(network, images, 1) * gradcam.explain(network, images, "second", 1)[..., None]
+    got = gradcam.guided_gradcam(network, images, layer="second", targets=1)
+    expected = gradcam.guided_backprop(network, images, targets=1) * gradcam.explain(network, images, layer="second", targets=1)[..., None]
     np.testing.assert_array_equal(got, expected)
     assert got.shape == (2, 10, 12, 3) and got.dtype == np.float32
 
@@ -195,11 +195,11 @@ def test_guided_gradcam_is_the_product(rng):
 def test_several_targets_and_functions(rng):
     network = conv_network()
     images = rng.normal(0, 2, (2, 8, 8, 3)).astype(np.float32)
-    both = gradcam.guided_backprop(network, images, [[0, 2], [1, 0]])
+    both = gradcam.guided_backprop(network, images, targets=[[0, 2], [1, 0]])
     assert both.shape == (2, 2, 8, 8, 3)
-    np.testing.assert_allclose(both[:, 1], gradcam.guided_backprop(network, images, [2, 0]), atol=1e-6)
+    np.testing.assert_allclose(both[:, 1], gradcam.guided_backprop(network, images, targets=[2, 0]), atol=1e-6)
     np.testing.assert_allclose(
-        gradcam.guided_backprop(network, images, lambda scores: scores[:, 1]),
-        gradcam.guided_backprop(network, images, 1),
+        gradcam.guided_backprop(network, images, targets=lambda scores: scores[:, 1]),
+        gradcam.guided_backprop(network, images, targets=1),
     )
     assert gradcam.guided_gradcam(network, images, targets=[[0, 2], [1, 0]]).shape == (2, 2, 8, 8, 3)

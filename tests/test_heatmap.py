@@ -7,25 +7,25 @@ import pytest
 from utils import heatmap
 
 
-def test_finish_is_relu_then_division_by_the_maximum():
+def test_normalise_and_resize_is_relu_then_division_by_the_maximum():
     raw = np.array([[[-2.0, 1.0], [4.0, 2.0]]])
-    np.testing.assert_allclose(heatmap.finish(raw, 2, 2), [[[0, 0.25], [1, 0.5]]])
+    np.testing.assert_allclose(heatmap.normalise_and_resize(raw, 2, 2), [[[0, 0.25], [1, 0.5]]])
 
 
 def test_no_positive_evidence_is_a_map_of_zeros():
     raw = np.stack([np.zeros((3, 3)), -np.ones((3, 3)), np.full((3, 3), 1e-40)])
-    maps = heatmap.finish(raw, 6, 6)
+    maps = heatmap.normalise_and_resize(raw, 6, 6)
     assert maps.dtype == np.float32 and maps.shape == (3, 6, 6)
     assert not maps[:2].any() and maps[2].max() < 1e-20  # next to nothing is no full heat either
 
 
-def test_finish_resizes_bilinearly_and_stays_in_range():
-    maps = heatmap.finish(np.array([[[0.0, 1.0]]]), 1, 4)
+def test_normalise_and_resize_resizes_bilinearly_and_stays_in_range():
+    maps = heatmap.normalise_and_resize(np.array([[[0.0, 1.0]]]), 1, 4)
     np.testing.assert_allclose(maps[0, 0], [0, 0.25, 0.75, 1])  # half-pixel centres
 
 
 def test_maps_are_normalised_one_by_one():
-    maps = heatmap.finish(np.array([[[1.0]], [[100.0]]]), 1, 1)
+    maps = heatmap.normalise_and_resize(np.array([[[1.0]], [[100.0]]]), 1, 1)
     np.testing.assert_array_equal(maps, np.ones((2, 1, 1)))
 
 
@@ -98,45 +98,6 @@ def test_no_heat_no_box(threshold):
 def test_what_has_no_boxes(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         heatmap.boxes(**{"heatmap": np.ones((2, 2))} | change)
-
-
-def test_tight_boxes_leave_thin_ends_outside():
-    heat = np.zeros((9, 9), np.float32)
-    heat[2:6, 2:6], heat[6:9, 2] = 1.0, 1.0
-    assert heatmap.boxes(heat, 0.5)[0].corners == (2, 2, 6, 9)  # 19 of 28 pixels
-    assert heatmap.boxes(heat, 0.5, tight=True)[0].corners == (2, 2, 6, 6)  # 16 of 19
-
-
-def all_boxes(mask):
-    """IoU of every box with the mask, by an integral image."""
-    height, width = mask.shape
-    inside = np.pad(mask, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    (y0, y1), (x0, x1) = np.triu_indices(height + 1, 1), np.triu_indices(width + 1, 1)
-    rows = inside[y1] - inside[y0]
-    shared, area = rows[:, x1] - rows[:, x0], np.outer(y1 - y0, x1 - x0)
-    return shared / (mask.sum() + area - shared)
-
-
-@pytest.mark.parametrize("side", [1, 2, 5, 12, 32])
-def test_the_best_box_is_the_best_of_all(side, rng):
-    for share in (0.05, 0.3, 0.5, 0.9):
-        noise = rng.random((side, side)) < share
-        blob = cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 1 + side / 8) > 0.8 * share
-        for mask in (mask for mask in (noise, blob, blob[: 1 + side // 2]) if mask.any()):
-            (x0, y0, x1, y1), iou = heatmap.best_box(mask)
-            box = np.zeros_like(mask)
-            box[y0:y1, x0:x1] = True
-            assert iou == (mask & box).sum() / (mask | box).sum()
-            assert iou == pytest.approx(all_boxes(mask).max(), abs=1e-12)
-
-
-def test_the_best_box_of_a_box_is_itself():
-    mask = np.zeros((40, 50), bool)
-    mask[7:30, 11:44] = True
-    assert heatmap.best_box(mask) == ((11, 7, 44, 30), 1.0)
-    for wrong in (np.zeros((3, 3), bool), np.ones((3, 3)), np.ones(3, bool)):
-        with pytest.raises(ValueError, match="Expected a bool mask"):
-            heatmap.best_box(wrong)
 
 
 def test_an_outline_runs_along_the_edges_of_pixels(rng):

@@ -6,31 +6,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from samples import RED, photo, sentence, write
 
 from utils import imaging
-
-RED, GREEN = (200, 20, 30), (20, 180, 40)
-
-
-def photo(height=24, width=32, colour=RED):
-    """Uint8 (height, width, 3): one colour, the left half of the top row white, so that its orientation shows."""
-    image = np.full((height, width, 3), colour, np.uint8)
-    image[: height // 2, : width // 2] = 255
-    return image
-
-
-def write(path, image, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
-    return path
-
-
-def sentence(error):
-    """The message of a caught error, which must be one sentence on one line."""
-    message = str(error.value)
-    assert message.endswith(".") and "\n" not in message and ". " not in message.replace("[..., ", "")
-    return message
-
 
 # --- read_image --------------------------------------------------------------------------------------------------
 
@@ -97,7 +75,7 @@ def test_write_upright_copies_what_everybody_reads_alike(tmp_path, name, options
         options = {"exif": exif}
     path = write(tmp_path / name, photo(), **options)
     image = imaging.read_image(path)
-    copy = imaging.write_upright(path, image, tmp_path / "new" / "copy")
+    copy = imaging.copy_or_reencode(path, image, tmp_path / "new" / "copy")
     assert copy == tmp_path / "new" / (copied or "copy.jpg") and list(copy.parent.iterdir()) == [copy]
     assert (copy.read_bytes() == path.read_bytes()) == bool(copied)
     raw = cv2.imread(str(copy), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[..., ::-1]

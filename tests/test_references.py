@@ -77,6 +77,6 @@ def test_raw_maps(name, monkeypatch):
 
 @every_network
 def test_guided_backpropagation(name):
-    guided = gradcam.guided_backprop(network(name), references.images(name), references.TARGET)
+    guided = gradcam.guided_backprop(network(name), references.images(name), targets=references.TARGET)
     thinned = guided[:, :: references.THINNING, :: references.THINNING]
     assert_close(thinned, references.expected()[f"{name}/guided"], CLOSE)

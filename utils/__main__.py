@@ -451,7 +451,7 @@ def _anomaly_fit(options) -> int:
             bar.update(share - bar.n)
 
         detector = AnomalyDetector.fit(
-            images, weights, options.seed, options.image_size, options.steps, options.false_positives, show
+            images, weights, seed=options.seed, image_size=options.image_size, steps=options.steps, false_positives=options.false_positives, progress=show
         )
     detector.save(options.out)
     print(f"learnt {len(images)} normal images; saved in {options.out}", flush=True)
@@ -472,7 +472,7 @@ def _anomaly_explain(options) -> int:
     if explainer.kind != "anomaly":
         raise ValueError(f"{options.model} finds no anomalies; `python -m utils anomaly fit` makes a model that does.")
     skipped = []
-    with imaging.whole(options.out / "scores.csv") as draft, draft.open("w", newline="", encoding="utf-8") as table:
+    with imaging.atomic_write(options.out / "scores.csv") as draft, draft.open("w", newline="", encoding="utf-8") as table:
         rows = csv.writer(table)
         rows.writerow(["file", "score", "is_anomaly"])
         for path, name, image in _read(files, skipped, "explaining"):

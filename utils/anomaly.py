@@ -1,6 +1,6 @@
 """Find what is not normal, and show where, having seen normal images only.
 
-Artificial defects, made from the normal images (see `artificial`), teach one network two things: a map of what was
+Artificial defects, made from the normal images (see `render.defects`), teach one network two things: a map of what was
 changed, made of three of its resolutions (after DRAEM, arXiv 2108.07610), and an embedding in which ArcFace tells the
 kinds of defects apart (after AnomalyTwin). For what looks like none of the artificial defects, a third is weighed in:
 how far features are from those of normal images, the nearest of some prototypes (after PatchCore, arXiv 2106.08265).
@@ -17,19 +17,17 @@ stated share of normal images. So heat is 1/2 at the threshold, whatever the ima
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
-import keras
 import numpy as np
-import tensorflow as tf
 from scipy import stats
 from sklearn.cluster import MiniBatchKMeans
 
-from utils import arcface, imaging, model_folder, networks, repro
+from utils import arcface, augment, imaging, model_folder, networks, repro
 from utils.render import defects
-from utils.runtime import Detection
+from utils.repro import keras, tf
+from utils.runtime import AnomalyResult
 
 FORMAT = 1
 WEIGHTS_FILE, ARRAYS_FILE = "network.weights.h5", "anomaly.npz"
@@ -57,7 +55,7 @@ class AnomalyDetector:
     Attributes:
         network: keras.Model, float32 images (N, S, S, 3) of 0..255 → scores (N,) and heat maps (N, S, S).
         core: keras.Model, its trainable part: → logits (N, g, g, 1), fine features, coarse features, embedding (N, D).
-        arrays: dict of what was fitted besides, see `_usual`.
+        arrays: dict of what was fitted besides, see `_calibrate`.
         meta: dict, what `save` writes beside the arrays.
     """
 
@@ -72,6 +70,7 @@ class AnomalyDetector:
         cls,
         normal_images: np.ndarray | Sequence[np.ndarray],
         weights: str | os.PathLike | None = None,
+        *,
         seed: int = 0,
         image_size: int | None = None,
         steps: int | None = None,
@@ -91,7 +90,8 @@ class AnomalyDetector:
             image_size: S the network works at; None: 96 from scratch, 224 with weights.
             steps: of the training; None: 400 from scratch, 150 with weights.
             false_positives: share of normal images that may be called anomalous.
-            progress: called after every tenth of the training with step, loss, seconds and seconds_left.
+            progress: called after every tenth of the training with done and total (steps), loss, seconds and
+                seconds_left.
 
         Raises:
             ValueError: fewer than two images, what is no image, or settings out of range.
@@ -111,33 +111,37 @@ class AnomalyDetector:
         order = np.random.default_rng(seed).permutation(len(images))
         n_held_out = round(HELD_OUT * len(images)) if len(images) >= FEWEST_TO_HOLD_OUT else 0
         seen, unseen = images[order[n_held_out:]], images[order[:n_held_out] if n_held_out else order]
-        prototypes, interrupted = _train(core, seen, steps, 16 if weights else 32, seed, progress)
-        arrays = {"class_prototypes": prototypes} | _usual(core, seen, unseen, false_positives, seed)
+        prototypes, interrupted = _train(
+            core, seen, steps=steps, batch_size=16 if weights else 32, seed=seed, progress=progress
+        )
+        arrays = {"class_prototypes": prototypes} | _calibrate(
+            core, seen, unseen, false_positives=false_positives, seed=seed
+        )
         return cls(core, arrays, {
             "network": spec.asdict(), "false_positives": false_positives, "n_images": len(images), "seed": int(seed),
-            "steps": steps, "weights": weights and Path(weights).name, "interrupted": interrupted,
+            "steps": steps, "weights": None if weights is None else Path(weights).name, "interrupted": interrupted,
         })  # fmt: skip
 
     @property
-    def image_size(self) -> tuple[int, int]:
+    def input_size(self) -> tuple[int, int]:
         """Height and width the network works at, in pixels."""
         return self.core.inputs[0].shape[1:3]
 
-    def explain(self, images: np.ndarray, batch_size: int = 32) -> Detection:
+    def explain(self, images: np.ndarray, batch_size: int = 32) -> AnomalyResult:
         """Score, verdict and heat map of each image, from forward passes only.
 
         Args:
             images: uint8 RGB (N, H, W, 3) or (H, W, 3), any size.
         """
         images = imaging.check_images(images)
-        scores, maps = networks.forward(self.network, imaging.resize(images, *self.image_size), batch_size)
-        return Detection(scores, imaging.resize(maps, *images.shape[1:3]))
+        scores, maps = networks.forward(self.network, imaging.resize(images, *self.input_size), batch_size=batch_size)
+        return AnomalyResult(scores, imaging.resize(maps, *images.shape[1:3]))
 
     def distances(self, images: np.ndarray) -> np.ndarray:
         """Distance of the features to the nearest prototype alone, float32 (N, H, W); images as in `explain`."""
         images = imaging.check_images(images)
-        tail = Tail(self.image_size[0], self.arrays)
-        maps = _run(self.core, lambda _, *features: tail.distance(*features), imaging.resize(images, *self.image_size))
+        tail = Tail(self.input_size[0], self.arrays)
+        maps = _run(self.core, lambda _, *features: tail.distance(*features), imaging.resize(images, *self.input_size))
         return imaging.resize(np.ascontiguousarray(maps[..., 0]), *images.shape[1:3])
 
     def classifier(self) -> keras.Model:
@@ -148,30 +152,30 @@ class AnomalyDetector:
         model.spec = networks.Spec(**self.meta["network"])
         return model
 
-    def save(self, path: str | os.PathLike, **info) -> None:
+    def save(self, folder: str | os.PathLike, **info) -> None:
         """Write the detector into the folder (made if need be); see `model_folder.write`.
 
         Args:
             info: more for ``meta.json``; must be JSON.
         """
         meta = self.meta | info | {"format": FORMAT, "kind": "anomaly", "versions": repro.versions()}
-        self.meta = model_folder.write(path, {
+        self.meta = model_folder.write(folder, {
             WEIGHTS_FILE: self.core.save_weights, ARRAYS_FILE: lambda file: np.savez(file, **self.arrays)
         }, meta)  # fmt: skip
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "AnomalyDetector":
+    def load(cls, folder: str | os.PathLike) -> "AnomalyDetector":
         """Read what `save` wrote.
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing.
             ValueError: a file is truncated, foreign, or belongs to another model.
         """
-        meta = model_folder.read(path, lambda meta: meta["kind"] == "anomaly" and meta["format"] == FORMAT)
-        with np.load(Path(path) / ARRAYS_FILE, allow_pickle=False) as file:
+        meta = model_folder.read(folder, lambda meta: meta["kind"] == "anomaly" and meta["format"] == FORMAT)
+        with np.load(Path(folder) / ARRAYS_FILE, allow_pickle=False) as file:
             arrays = dict(file)
-        core = _build(model_folder.spec(path, meta))
-        core.load_weights(Path(path) / WEIGHTS_FILE)
+        core = _build(model_folder.spec(folder, meta))
+        core.load_weights(Path(folder) / WEIGHTS_FILE)
         return cls(core, arrays, meta)
 
 
@@ -180,7 +184,7 @@ class Tail(keras.layers.Layer):
 
     Args:
         side: S of the heat maps.
-        arrays: what `_usual` returns.
+        arrays: what `_calibrate` returns.
     """
 
     def __init__(self, side, arrays):
@@ -243,7 +247,7 @@ def _prepare(images, side):
 
 def _build(spec, weights=None, seed=0):
     """The core (see `AnomalyDetector`). With weights nothing of the backbone is trained."""
-    network = networks.embedding_network(spec, weights, seed)
+    network = networks.embedding_network(spec, weights, seed=seed)
     if weights:
         for layer in network.layers[:-1]:
             layer.trainable = False
@@ -268,7 +272,7 @@ def _build(spec, weights=None, seed=0):
     return keras.Model(network.inputs[0], [logits, *maps[1:], network.outputs[0]], name="anomaly_core")
 
 
-def _train(core, images, steps, batch_size, seed, progress):
+def _train(core, images, *, steps, batch_size, seed, progress):
     """Train the core in place on artificial defects; returns the class prototypes (D, K) and whether Ctrl-C came.
 
     The loss: cross-entropy of the map's cells, changed ones counted up to five times; the Dice loss of the same, for
@@ -298,22 +302,18 @@ def _train(core, images, steps, batch_size, seed, progress):
 
     losses, start, interrupted = [], time.perf_counter(), False
     try:
-        for number, batch in enumerate(_batches(images, batch_size, steps, seed), 1):
+        for number, batch in enumerate(_batches(images, batch_size=batch_size, steps=steps, seed=seed), 1):
             losses.append(float(step(*map(tf.constant, batch))))
             if number % max(1, steps // 10) == 0:
-                seconds = time.perf_counter() - start
-                progress({
-                    "step": number, "loss": float(np.mean(losses)), "seconds": seconds,
-                    "seconds_left": seconds / number * (steps - number),
-                })  # fmt: skip
+                progress({"loss": float(np.mean(losses))} | repro.pace(number, steps, start))
                 losses.clear()
     except KeyboardInterrupt:
         interrupted = True
     return head.kernel.numpy(), interrupted
 
 
-def _batches(images, batch_size, steps, seed):
-    """Yield images uint8 (B, S, S, 3), masks bool (B, S, S), labels int32 (B,); a thread prepares the next batch."""
+def _batches(images, *, batch_size, steps, seed):
+    """``steps`` batches: images uint8 (B, S, S, 3), masks bool (B, S, S), labels int32 (B,)."""
 
     def example(rng):
         image = vary(images[rng.integers(len(images))], rng)
@@ -322,7 +322,7 @@ def _batches(images, batch_size, steps, seed):
             kind = rng.integers(len(defects.KINDS))
             for _ in range(rng.integers(1, 4)):
                 other = images[rng.integers(len(images))]
-                image, changed = defects.make(image, other, rng, defects.KINDS[kind])
+                image, changed = defects.add_defect(image, other, rng=rng, kind=defects.KINDS[kind])
                 mask |= changed
             label = 1 + kind if mask.any() else 0
         return image, mask, label
@@ -332,11 +332,7 @@ def _batches(images, batch_size, steps, seed):
         images, masks, labels = zip(*(example(rng) for _ in range(batch_size)), strict=True)
         return np.stack(images), np.stack(masks), np.array(labels, np.int32)
 
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(batch, 0)
-        for step in range(1, steps + 1):
-            ready, coming = coming.result(), pool.submit(batch, step)
-            yield ready
+    return augment.prefetch(batch, steps)
 
 
 def vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -348,7 +344,7 @@ def vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image * rng.uniform(0.92, 1.08) + rng.normal(0, 3, 3), 0, 255).astype(np.uint8)
 
 
-def _usual(core, seen, unseen, false_positives, seed):
+def _calibrate(core, seen, unseen, *, false_positives, seed):
     """What is usual: all that the `Tail` needs, from images that trained the core and others.
 
     Returns:
@@ -396,7 +392,7 @@ def _usual(core, seen, unseen, false_positives, seed):
 
 def _run(core, function, images):
     """The function of logits, fine and coarse features, batch by batch: features of all images at once are large."""
-    parts = (networks.forward(core, images[i : i + 32], 32)[:3] for i in range(0, len(images), 32))
+    parts = (networks.forward(core, images[i : i + 32], batch_size=32)[:3] for i in range(0, len(images), 32))
     return np.concatenate([function(*map(tf.constant, part)).numpy() for part in parts])
 
 

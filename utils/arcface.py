@@ -3,17 +3,18 @@
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import keras
 import numpy as np
-from keras import ops
 
 from utils import augment, data, networks, repro
+from utils.repro import keras
+from utils.runtime import softmax
+
+ops = keras.ops
 
 FEW = 100  # training images of a class and source; of fewer, holding some out costs more than it tells
-HIDDEN = 0.2  # share of the class *none* that shows objects of the other classes, blurred away
 
 
 @keras.saving.register_keras_serializable("faster_grad_cam")
@@ -79,14 +80,14 @@ def normalise(vectors, axis):
     return vectors * ops.rsqrt(ops.maximum(ops.sum(ops.square(vectors), axis=axis, keepdims=True), 1e-12))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Training:
     """What `train` returns.
 
     Attributes:
         network: keras.Model, float32 images (N, S, S, 3) of 0..255 → cosine scores (N, K); the best weights.
-        history: one dict an evaluation: step, loss (with margin, mean since the last evaluation), validation_loss and
-            validation_accuracy (both without label and margin), seconds and seconds_left.
+        history: one dict per evaluation: done and total (steps), loss (with margin, mean since the last evaluation),
+            validation_loss and validation_accuracy (both without label and margin), seconds and seconds_left.
         best_step: the step whose weights were kept; 0 if none was evaluated.
         interrupted: True if Ctrl-C ended the training before its last step.
     """
@@ -100,85 +101,83 @@ class Training:
 def train(
     network: keras.Model,
     dataset: data.Dataset,
+    *,
     steps: int = 400,
     batch_size: int = 32,
     learning_rate: float = 2e-4,
     scale: float = 30.0,
     margin: float = 0.3,
     augmentation: float = 1.0,
+    backgrounds: np.ndarray | None = None,
     evaluations: int = 10,
     seed: int = 0,
     progress: Callable[[dict], None] = lambda entry: None,
 ) -> Training:
     """Train an embedding network in place with ArcFace, on the dataset's training images only.
 
-    Adam (amsgrad, as in the original) with a cosine-decayed learning rate; batches hold every class equally often, but
-    *none* half as often, because a missed object is worse than one seen where there is none; of a class they hold every
-    source (see `data.join`) equally often. Augmentation as in `utils.augment`. Seeds and deterministic kernels are set
-    for the whole process (`repro.seed_everything`). A contiguous eighth of each class and source is held out to choose
-    the best weights (highest accuracy, of equals the latest). Where every class has a source of 100 training images or
-    more, smaller sources train with all of theirs. Ctrl-C ends the training and keeps these.
+    Adam (amsgrad, as in the original) with a cosine-decayed learning rate, on the batches of `augment.batches`. Seeds
+    and deterministic kernels are set for the whole process (`repro.seed_everything`). A contiguous eighth of each class
+    and source is held out to choose the best weights (highest accuracy, the latest of equals). Where every class has a
+    source of 100 training images or more, smaller sources train with all of theirs. Ctrl-C ends the training and keeps
+    the best weights so far.
 
     Args:
         network: float32 (N, S, S, 3) → embedding (N, D), from `networks.embedding_network` or your own.
         dataset: images of the network's size; masks, where known, allow new backgrounds.
         steps: number of gradient steps.
+        scale, margin: of `ArcFace`.
         augmentation: strength of the random change, 0 (mirroring only) to 1 (see `utils.augment`).
-        evaluations: how often the validation images are looked at on the way.
+        backgrounds: what objects are put in front of, uint8 (B, S, S, 3); None: `augment.render_backgrounds`.
+        evaluations: how often the held-out images are looked at on the way.
         progress: called after each evaluation with the newest entry of the history.
 
     Raises:
         ValueError: sizes that do not fit, one class only, no training image, or settings out of range.
-    """
-    _check_training(network, dataset, steps, batch_size, evaluations, augmentation)
-    repro.seed_everything(seed)
-    head = ArcFace(len(dataset.class_names), scale, margin, name="arcface")
-    # This call comes first: Keras' `layer.input` means the first, and it has to be the embedding alone.
-    scores = keras.Model(network.inputs[0], head(network.outputs[0]), name=f"{network.name}_arcface")
-    scores.spec = getattr(network, "spec", None)
-    label = keras.Input((), dtype="int32", name="label")
-    trainer = keras.Model([network.inputs[0], label], head(network.outputs[0], label))
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps), amsgrad=True)
-    optimizer.build(trainer.trainable_variables)  # else the first step creates them, and everything is traced twice
-    trainer.compile(
-        optimizer,
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,  # on a CPU, XLA takes longer to compile than the whole training
-    )
 
-    sources = np.zeros_like(dataset.labels) if dataset.sources is None else dataset.sources
-    kinds = dataset.labels * (sources.max() + 1) + sources
-    fit_part, held_out = _validation(dataset.labels[dataset.train], kinds[dataset.train], seed)
-    held_out = dataset.train[held_out if len(held_out) else fit_part]  # one image a class: nothing else to judge by
-    look_at = set(np.linspace(0, steps, evaluations + 1).round().astype(int)[1:])
-    history, losses, best, interrupted = [], [], (0, 0, None), False
-    start = time.perf_counter()
+    Example:
+        >>> from utils import arcface, data, networks
+        >>> dataset = data.load_janken("synthetic", image_size=32, n_images=30)
+        >>> network = networks.embedding_network(networks.Spec("small_resnet", image_size=32))
+        >>> training = arcface.train(network, dataset, steps=2, evaluations=1)
+        >>> training.network.output_shape
+        (None, 3)
+    """
+    _check_training(network, dataset, steps, batch_size=batch_size, evaluations=evaluations, augmentation=augmentation)
+    repro.seed_everything(seed)
+    if backgrounds is None:
+        backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed=seed, strength=augmentation)
+    head = ArcFace(len(dataset.class_names), scale=scale, margin=margin, name="arcface")
+    scores, trainer = _models(network, head)
+    _compile(trainer, learning_rate, steps)
+    fitted, held_out = _split(dataset, seed)
+    batches = augment.batches(
+        dataset, fitted, batch_size=batch_size, steps=steps, backgrounds=backgrounds, seed=seed, strength=augmentation
+    )
+    evaluated = set(np.linspace(0, steps, evaluations + 1).round().astype(int)[1:])
+    start, losses, history = time.perf_counter(), [], []
+    best, interrupted = None, False
     try:
-        batches = _batches(dataset, sources, dataset.train[fit_part], batch_size, steps, augmentation, seed)
         for step, (images, labels) in enumerate(batches, 1):
             losses.append(trainer.train_on_batch([images, labels], labels))
-            if step not in look_at:
+            if step not in evaluated:
                 continue
             cosines = networks.forward(scores, dataset.images[held_out])
-            accuracy = float(np.mean(cosines.argmax(axis=1) == dataset.labels[held_out]))
-            seconds = time.perf_counter() - start
-            history.append({
-                "step": step, "loss": float(np.mean(losses)), "validation_accuracy": accuracy,
-                "validation_loss": _cross_entropy(scale * cosines, dataset.labels[held_out]),
-                "seconds": seconds, "seconds_left": seconds / step * (steps - step),
-            })  # fmt: skip
+            history.append(
+                {"loss": float(np.mean(losses))}
+                | _validate(cosines, dataset.labels[held_out], scale)
+                | repro.pace(step, steps, start)
+            )
             losses.clear()
-            # By loss, which a few confident errors drive, early weights win, and they know new people and rooms less.
-            if accuracy >= best[0] and np.isfinite(cosines).all():
-                best = accuracy, step, scores.get_weights()
+            if np.isfinite(cosines).all() and (best is None or _accuracy(history[-1]) >= _accuracy(best.entry)):
+                best = _Best(history[-1], scores.get_weights())
             progress(history[-1])
     except KeyboardInterrupt:
         interrupted = True
-    if best[2] is not None:
-        scores.set_weights(best[2])
-    elif not interrupted:
+    if best is None and not interrupted:
         raise ValueError(f"The training diverged; take a lower learning rate. Received: {learning_rate!r}")
-    return Training(scores, history, best[1], interrupted)
+    if best is not None:
+        scores.set_weights(best.weights)
+    return Training(scores, history, best.entry["done"] if best else 0, interrupted)
 
 
 def accuracy(network: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
@@ -186,7 +185,7 @@ def accuracy(network: keras.Model, images: np.ndarray, labels: np.ndarray) -> fl
     return float(np.mean(networks.forward(network, images).argmax(axis=1) == labels))
 
 
-def _check_training(network, dataset, steps, batch_size, evaluations, augmentation):
+def _check_training(network, dataset, steps, *, batch_size, evaluations, augmentation):
     networks.check_network(network)
     size = network.inputs[0].shape[1:]
     if dataset.images.shape[1:] != size:
@@ -206,53 +205,53 @@ def _check_training(network, dataset, steps, batch_size, evaluations, augmentati
         raise ValueError(f"augmentation must lie in [0, 1]. Received: {augmentation!r}")
 
 
-def _validation(labels, kinds, seed):
-    """Indices of what trains and of what is held out; kinds: int (N,), the class and source of each image.
+class _Best(NamedTuple):
+    """The entry of the history with the highest accuracy so far, and the weights it was measured with."""
 
-    Sources of fewer than FEW images train with all of them, if every class has another source to judge by.
+    entry: dict
+    weights: list[np.ndarray]
+
+
+def _accuracy(entry):
+    # By loss, which a few confident errors dominate, early weights win, and they generalise worse.
+    return entry["validation_accuracy"]
+
+
+def _models(network, head):
+    """images → cosine scores; and images, labels → logits with the margin. They share all weights."""
+    # This call comes first: Keras' `layer.input` means the first, and it has to be the embedding alone.
+    scores = keras.Model(network.inputs[0], head(network.outputs[0]), name=f"{network.name}_arcface")
+    scores.spec = getattr(network, "spec", None)
+    label = keras.Input((), dtype="int32", name="label")
+    return scores, keras.Model([network.inputs[0], label], head(network.outputs[0], label))
+
+
+def _compile(trainer, learning_rate, steps):
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps), amsgrad=True)
+    optimizer.build(trainer.trainable_variables)  # else the first step creates them, and everything is traced twice
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer.compile(optimizer, loss, jit_compile=False)  # on a CPU, XLA compiles longer than the whole training takes
+
+
+def _split(dataset, seed):
+    """Indices into the dataset: of the training images that are fitted, and of those held out to choose by.
+
+    Sources of fewer than `FEW` images train with all of them, if every class has another source to judge by.
     """
-    fit_part, held_out = data.split(kinds, test_fraction=1 / 8, seed=seed)
+    labels = dataset.labels[dataset.train]
+    sources = np.zeros_like(dataset.labels) if dataset.sources is None else dataset.sources
+    kinds = labels * (sources.max() + 1) + sources[dataset.train]
+    fitted, held_out = data.split(kinds, test_fraction=1 / 8, seed=seed)
     plenty = held_out[np.bincount(kinds)[kinds[held_out]] >= FEW]
-    if set(labels[plenty]) != set(labels):
-        return fit_part, held_out
-    return np.setdiff1d(np.arange(len(kinds)), plenty), plenty
+    if set(labels[plenty]) == set(labels):
+        fitted, held_out = np.setdiff1d(np.arange(len(kinds)), plenty), plenty
+    if not len(held_out):  # one image per class: nothing else to judge by
+        held_out = fitted
+    return dataset.train[fitted], dataset.train[held_out]
 
 
-def _batches(dataset, sources, indices, batch_size, steps, augmentation, seed):
-    """Yield ``steps`` augmented batches; a thread prepares the next one while the network trains on this one."""
-    parts = {}  # (class, source): its images
-    for index in indices:
-        parts.setdefault((dataset.labels[index], sources[index]), []).append(index)
-    by_class = [[part for (label, _), part in parts.items() if label == k] for k in range(len(dataset.class_names))]
-    none = dataset.class_names.index(data.NONE) if data.NONE in dataset.class_names else -1
-    order = np.array([*range(len(by_class)), *(k for k in range(len(by_class)) if k != none)])  # each twice, none once
-    known = np.zeros(len(dataset.labels)) if dataset.masks is None else dataset.masks.mean(axis=(1, 2))
-    hideable = indices[(dataset.labels[indices] != none) & (known[indices] > 0) & (known[indices] < 1)]
-    backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed, augmentation)
-
-    def batch(step):
-        rng = np.random.default_rng([seed, step])
-        first = step * batch_size if batch_size < 2 * len(order) else 0  # too few for all: take turns
-        labels = order[(first + rng.permutation(batch_size)) % len(order)]
-        hidden = (labels == none) & (rng.random(batch_size) < HIDDEN * augmentation) & (len(hideable) > 0)
-        chosen = [
-            rng.choice(hideable if hide else by_class[k][rng.integers(len(by_class[k]))])
-            for k, hide in zip(labels, hidden, strict=True)
-        ]
-        masks = [None] * batch_size if dataset.masks is None else dataset.masks[chosen]
-        images = [
-            augment.augment(dataset.images[j], mask, backgrounds, rng, augmentation, hide)
-            for j, mask, hide in zip(chosen, masks, hidden, strict=True)
-        ]
-        return np.stack(images), labels.astype(np.int32)
-
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(batch, 0)
-        for step in range(1, steps + 1):
-            ready, coming = coming.result(), pool.submit(batch, step)
-            yield ready
-
-
-def _cross_entropy(logits, labels):
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
+def _validate(cosines, labels, scale):
+    """Accuracy and cross-entropy of cosine scores (N, K)."""
+    own = np.log(softmax(scale * cosines.astype(np.float64)))[np.arange(len(labels)), labels]
+    accuracy = float(np.mean(cosines.argmax(axis=1) == labels))
+    return {"validation_loss": float(-np.mean(own)), "validation_accuracy": accuracy}

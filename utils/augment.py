@@ -5,6 +5,9 @@ a mask is known, the hand is put before something else, in another size and at a
 """
 
 import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -13,6 +16,9 @@ from utils import data, imaging
 from utils.render import hands
 from utils.render.backgrounds import motion_blur
 
+T = TypeVar("T")
+
+HIDDEN = 0.2  # share of the class *none* that shows objects of the other classes, blurred away
 # The full strength.
 ROTATION = 30.0  # degrees, either way
 SHEAR = 0.2  # either way
@@ -34,14 +40,16 @@ LEFT = (0.4, 0.9)  # of the width and height of an object, what is left then
 N_BACKGROUNDS = 300  # rendered once a training; each use flips and turns one of them anew
 
 
-def render_backgrounds(image_size: int, seed: int, strength: float = 1.0) -> np.ndarray:
-    """The backgrounds one training draws from, busier with the strength: uint8 (300, S, S, 3)."""
-    return hands.render_hands([data.NONE] * N_BACKGROUNDS, image_size, seed, variety=max(strength, 0.1))[0]
+def render_backgrounds(image_size: int, *, seed: int, strength: float = 1.0) -> np.ndarray:
+    """The backgrounds that one training draws from, busier with the strength: uint8 (300, S, S, 3)."""
+    names = [data.NONE] * N_BACKGROUNDS
+    return hands.render_hands(names, image_size, seed=seed, variety=max(strength, 0.1))[0]
 
 
 def augment(
     image: np.ndarray,
     mask: np.ndarray | None,
+    *,
     backgrounds: np.ndarray,
     rng: np.random.Generator,
     strength: float = 1.0,
@@ -73,11 +81,30 @@ def augment(
         if cut_out and not hidden and rng.random() < SAME_BLURRED:
             background, mask = imaging.blur_away(image), _part_of(mask, rng)
         image = _relight(image, rng, strength / 2)  # hand and room each have a light of their own
-        image = data.replace_background(image, mask > 0, background)
+        image = replace_background(image, mask > 0, background)
     if hidden and known:
-        image = data.replace_background(imaging.blur_away(image), _about(mask, rng), image)
+        image = replace_background(imaging.blur_away(image), _about(mask, rng), image)
     image = _relight(image, rng, strength)
     return _photograph(image, backgrounds, rng, strength).astype(np.float32)
+
+
+def replace_background(image: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Keep the image where the mask is True, put the background elsewhere, blend over one pixel at the edge.
+
+    Args:
+        image, background: uint8 (S, S, 3).
+        mask: bool (S, S).
+
+    Returns:
+        uint8 (S, S, 3).
+    """
+    if mask.dtype != bool or not image.shape == background.shape == (*mask.shape, 3):
+        raise ValueError(
+            f"Received image {image.shape}, {mask.dtype} mask {mask.shape} and background {background.shape}, expected "
+            "(H, W, 3), bool (H, W) and (H, W, 3)."
+        )
+    opacity = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0)[..., None]
+    return np.round(opacity * image + (1 - opacity) * background).astype(np.uint8)
 
 
 def _part_of(mask, rng):
@@ -95,13 +122,73 @@ def _about(mask, rng):
     return cv2.dilate(mask, np.ones((width, width), np.uint8)) > 0
 
 
-def views(dataset: data.Dataset, backgrounds: np.ndarray, seed: int, strength: float = 1.0) -> np.ndarray:
+def views(dataset: data.Dataset, *, backgrounds: np.ndarray, seed: int, strength: float = 1.0) -> np.ndarray:
     """One random variation of each training image, uint8 (N, S, S, 3): as the network saw it."""
-    rng = np.random.default_rng(seed)
+    how = {"backgrounds": backgrounds, "rng": np.random.default_rng(seed), "strength": strength}
     masks = [None] * len(dataset.images) if dataset.masks is None else dataset.masks
-    return np.stack([
-        augment(dataset.images[i], masks[i], backgrounds, rng, strength).astype(np.uint8) for i in dataset.train
-    ])  # fmt: skip
+    return np.stack([augment(dataset.images[i], masks[i], **how).astype(np.uint8) for i in dataset.train])
+
+
+def batches(
+    dataset: data.Dataset, indices: np.ndarray, *, batch_size: int, steps: int, backgrounds: np.ndarray,
+    seed: int, strength: float = 1.0,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """Draw augmented batches for a training.
+
+    A batch holds every class equally often, but *none* half as often, because a missed object is worse than one seen
+    where there is none; and of a class every source (see `data.join`) equally often. A share of *none* shows objects of
+    the other classes, blurred away. The same seed gives the same batches.
+
+    Args:
+        indices: int (M,), the images of the dataset to draw from.
+        backgrounds: as of `render_backgrounds`.
+        strength: as of `augment`.
+
+    Yields:
+        ``steps`` pairs of images float32 (batch_size, S, S, 3), values 0..255, and labels int32 (batch_size,).
+    """
+    by_class = _parts_by_class(dataset, indices)
+    none = dataset.class_names.index(data.NONE) if data.NONE in dataset.class_names else -1
+    order = np.array([*range(len(by_class)), *(k for k in range(len(by_class)) if k != none)])  # each twice, none once
+    covered = np.zeros(len(dataset.labels)) if dataset.masks is None else dataset.masks.mean(axis=(1, 2))
+    hideable = indices[(dataset.labels[indices] != none) & (covered[indices] > 0) & (covered[indices] < 1)]
+
+    def draw(step):
+        rng = np.random.default_rng([seed, step])
+        first = step * batch_size if batch_size < 2 * len(order) else 0  # too few for all: take turns
+        labels = order[(first + rng.permutation(batch_size)) % len(order)]
+        hidden = (labels == none) & (rng.random(batch_size) < HIDDEN * strength) & (len(hideable) > 0)
+        images, chosen = [], []
+        for label, hide in zip(labels, hidden, strict=True):
+            parts = by_class[label]
+            chosen.append(rng.choice(hideable if hide else parts[rng.integers(len(parts))]))
+        for i, hide in zip(chosen, hidden, strict=True):
+            mask = None if dataset.masks is None else dataset.masks[i]
+            how = {"backgrounds": backgrounds, "rng": rng, "strength": strength, "hidden": hide}
+            images.append(augment(dataset.images[i], mask, **how))
+        return np.stack(images), labels.astype(np.int32)
+
+    return prefetch(draw, steps)
+
+
+def prefetch(draw: Callable[[int], T], steps: int) -> Iterator[T]:
+    """Yield ``draw(0)`` to ``draw(steps - 1)``; a thread prepares the next one while the caller uses this one."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(draw, 0)
+        for step in range(1, steps + 1):
+            ready = coming.result()
+            if step < steps:
+                coming = pool.submit(draw, step)
+            yield ready
+
+
+def _parts_by_class(dataset, indices):
+    """Of each class a list of its sources, each the int array of its images."""
+    sources = np.zeros_like(dataset.labels) if dataset.sources is None else dataset.sources
+    parts = {}
+    for i in indices:
+        parts.setdefault((dataset.labels[i], sources[i]), []).append(i)
+    return [[part for (label, _), part in parts.items() if label == k] for k in range(len(dataset.class_names))]
 
 
 def _random_warp(mask, cut_out, strength, rng):

@@ -3,7 +3,7 @@
 Each returns float32 (N, h, w), before ReLU and scaling. Sums over i, j run over the h·w positions.
 """
 
-import tensorflow as tf
+from utils.repro import tf
 
 
 def gradcam(maps, gradients):

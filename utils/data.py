@@ -5,7 +5,6 @@ test part. Neighbouring photos are near duplicates, so folds and splits cut each
 """
 
 import hashlib
-import math
 import os
 import re
 import shutil
@@ -20,11 +19,11 @@ from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from utils import imaging
+from utils.masks import foreground_masks, hand_mask
 from utils.render import hands
 
 NONE = hands.NONE  # the class of images without an object
@@ -34,7 +33,6 @@ JANKEN_URL = f"https://github.com/karaage0703/janken_dataset/archive/{JANKEN_COM
 JANKEN_SHA256 = "d89d1b52741814c5be6f7da282dd05e2c38949fd42ebf7c5d7100c6cd26a38ac"  # of the 167 photos, see _digest
 JANKEN_CLASSES = hands.GESTURES  # choki, gu, pa
 JANKEN_MAX_BYTES = 200_000_000  # the real archive holds 5 MB
-COLOUR_BINS = (8, 32, 32)  # of CIELAB
 TIMEOUT = 30  # seconds without a byte from the server
 
 
@@ -68,109 +66,6 @@ class Dataset:
         """16 hex digits of the SHA-256 of images and labels: tells whether a model has seen exactly these data."""
         labels = np.ascontiguousarray(self.labels, np.int64)
         return hashlib.sha256(np.ascontiguousarray(self.images).tobytes() + labels.tobytes()).hexdigest()[:16]
-
-
-# --- masks and backgrounds ---------------------------------------------------------------------------------------
-
-
-def hand_mask(image: np.ndarray) -> np.ndarray:
-    """Mask of the one hand in a photo, bool (H, W): GrabCut (Rother et al. 2004), started from how red a pixel is.
-
-    Made for a hand on a surface that is less red than skin, as in the janken photos (mean IoU 0.97). On other photos
-    look at the result first. The same image always gives the same mask.
-
-    Args:
-        image: uint8 RGB (H, W, 3).
-    """
-    return _grab_cut(image, lambda small: cv2.cvtColor(small, cv2.COLOR_RGB2LAB)[..., 1], certain=0.8)
-
-
-def foreground_mask(image: np.ndarray) -> np.ndarray:
-    """A guess at the mask of the object in a photo, bool (H, W): GrabCut, started from colours of the middle.
-
-    A colour that is frequent in the middle and rare towards the border is taken for the object's. Mean IoU 0.95 on the
-    janken photos, 0.81 on rendered hands before clutter, of which one in twenty is missed (IoU below 0.3).
-
-    Args:
-        image: uint8 RGB (H, W, 3).
-    """
-    return _grab_cut(image, _centrality, certain=math.inf)
-
-
-def _centrality(image):
-    """255 × share of the middle among the pixels of like colour, uint8 (H, W)."""
-    bins = cv2.cvtColor(image, cv2.COLOR_RGB2LAB) // np.array([256 // n for n in COLOUR_BINS])
-    index = np.ravel_multi_index(tuple(np.moveaxis(bins, -1, 0)), COLOUR_BINS)
-    y, x = (np.linspace(-2, 2, side) for side in image.shape[:2])
-    middle = np.exp(-(y[:, None] ** 2 + x**2) / 2)  # a Gaussian, σ = side / 4
-
-    def histogram(weights):
-        counts = np.bincount(index.ravel(), weights.ravel(), math.prod(COLOUR_BINS)).reshape(COLOUR_BINS)
-        counts = cv2.GaussianBlur(counts.reshape(len(counts), -1), (1, 5), 1.0).reshape(COLOUR_BINS)  # along lightness
-        counts = cv2.GaussianBlur(np.moveaxis(counts, 0, -1).copy(), (5, 5), 1.0)  # along both colour axes
-        return np.moveaxis(counts, -1, 0) / counts.sum()
-
-    inside, outside = histogram(middle), histogram((1 - middle) ** 2)
-    share = inside / np.maximum(inside + outside, 1e-12)
-    return np.round(255 * share.ravel()[index]).astype(np.uint8)
-
-
-def _grab_cut(image, likeness_of, certain):
-    """Largest region that GrabCut makes of a likeness uint8 (h, w) to the object; certain: from where it is the object,
-    on a scale of 0 (median of the less likely pixels) to 1 (median of the others)."""
-    image = imaging.check_images(image)[0]
-    height, width = image.shape[:2]
-    scale = min(1.0, 160 / max(height, width))  # GrabCut on 160 pixels takes 15 ms and finds the same object
-    small = imaging.resize(image[None], max(1, round(height * scale)), max(1, round(width * scale)))[0]
-    likeness = cv2.GaussianBlur(likeness_of(small), (5, 5), 0)
-    if likeness.min() == likeness.max():  # nothing stands out
-        return np.zeros((height, width), bool)
-    threshold, _ = cv2.threshold(likeness, 0, 255, cv2.THRESH_OTSU)
-    low, high = np.median(likeness[likeness <= threshold]), np.median(likeness[likeness > threshold])
-    likeness = (likeness - low) / (high - low)  # 0 on the surface, 1 on the object
-    labels = np.where(likeness > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    labels[likeness > certain], labels[likeness < 0] = cv2.GC_FGD, cv2.GC_BGD
-    cv2.setRNGSeed(0)  # GrabCut's k-means draws from the generator of this thread
-    cv2.grabCut(small, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 2, cv2.GC_INIT_WITH_MASK)
-    found = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
-    outlines, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = np.zeros(found.shape, np.float32)
-    cv2.drawContours(filled, sorted(outlines, key=cv2.contourArea)[-1:], -1, 1.0, cv2.FILLED)
-    return cv2.resize(filled, (width, height), interpolation=cv2.INTER_CUBIC) > 0.5
-
-
-def guess_masks(dataset: Dataset) -> Dataset:
-    """The dataset with masks: those it has, else those of `foreground_mask`.
-
-    A guess that covers less than 3 % or more than 75 % of its image is taken for a failure: then the mask is True
-    everywhere, and `augment` leaves the background alone.
-    """
-    if dataset.masks is not None:
-        return dataset
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        masks = np.stack(list(pool.map(foreground_mask, dataset.images)))
-    area = masks.mean(axis=(1, 2))
-    masks[(area < 0.03) | (area > 0.75)] = True
-    return replace(dataset, masks=masks)
-
-
-def replace_background(image: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Keep the image where the mask is True, put the background elsewhere, blend over one pixel at the edge.
-
-    Args:
-        image, background: uint8 (S, S, 3).
-        mask: bool (S, S).
-
-    Returns:
-        uint8 (S, S, 3).
-    """
-    if mask.dtype != bool or not image.shape == background.shape == (*mask.shape, 3):
-        raise ValueError(
-            f"Received image {image.shape}, {mask.dtype} mask {mask.shape} and background {background.shape}, expected "
-            "(H, W, 3), bool (H, W) and (H, W, 3)."
-        )
-    opacity = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0)[..., None]
-    return np.round(opacity * image + (1 - opacity) * background).astype(np.uint8)
 
 
 # --- folds and splits --------------------------------------------------------------------------------------------
@@ -233,7 +128,7 @@ def _load(folder: Path, photos: dict, find_mask: Callable, image_size: int, test
 
     def read(path: Path) -> tuple[np.ndarray, np.ndarray | None] | str:
         try:
-            image = imaging.read_in_thread(path)
+            image = imaging.decode(path)
         except (ValueError, OSError) as error:
             return str(error).removeprefix(f"Cannot read {path}: ").rstrip(".")
         mask = find_mask(path, image)
@@ -276,7 +171,7 @@ def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:
     file = path.parent.parent / "masks" / path.parent.name / f"{path.stem}.png"
     if not file.is_file():
         raise FileNotFoundError(f"There is no mask {file}, expected one for every photo, or no folder masks at all.")
-    mask = imaging.read_in_thread(file)[..., 0] > 127
+    mask = imaging.decode(file)[..., 0] > 127
     if mask.shape != image.shape[:2]:
         raise ValueError(f"The mask {file} has shape {mask.shape}, expected that of its photo, {image.shape[:2]}.")
     return mask
@@ -291,8 +186,8 @@ def load_janken(
     """Rock, paper, scissors: "janken", 167 real photos, or "synthetic", hands that this project renders itself.
 
     The photos are looked for in $JANKEN_DATASET, then in the cache, then downloaded; their masks are estimated by
-    ``hand_mask``. Of the rendered hands there are ``n_images`` of the given variety (see
-    ``hands.render_hand``), sorted by class; their masks are exact.
+    `masks.hand_mask`. Of the rendered hands there are ``n_images`` of the given variety (see
+    `hands.render_hand`), sorted by class; their masks are exact.
 
     Source of the photos: https://github.com/karaage0703/janken_dataset (MIT).
     """
@@ -407,6 +302,11 @@ def _digest(folder: Path) -> str:
 # --- putting data sets together ----------------------------------------------------------------------------------
 
 
+def guess_masks(dataset: Dataset) -> Dataset:
+    """The dataset with masks: its own, or where it has none those of `masks.foreground_masks`."""
+    return dataset if dataset.masks is not None else replace(dataset, masks=foreground_masks(dataset.images))
+
+
 def add_none(dataset: Dataset, n_images: int | None = None, seed: int = 0) -> Dataset:
     """Append rendered backgrounds without a hand to the class *none*, by default as many as a class has on average.
 
@@ -439,8 +339,8 @@ def join(*datasets: Dataset) -> Dataset:
     sizes = {d.images.shape[1:3] for d in datasets}
     if len(sizes) != 1:
         raise ValueError(f"Received datasets of image sizes {sorted(sizes)}, expected the same in all.")
-    names = dict.fromkeys(name for d in datasets for name in d.class_names)
-    names = tuple(sorted(names, key=NONE.__eq__))  # a stable sort: the others stay in their order
+    found = dict.fromkeys(name for d in datasets for name in d.class_names)  # in order of appearance
+    names = tuple(name for name in found if name != NONE) + (NONE,) * (NONE in found)
     starts = np.cumsum([0] + [len(d.images) for d in datasets])
     sources = [np.zeros(len(d.images), int) if d.sources is None else d.sources for d in datasets]
     first = np.cumsum([0] + [source.max(initial=0) + 1 for source in sources])

@@ -13,15 +13,14 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import keras
 import numpy as np
-import tensorflow as tf
 from ai_edge_litert.tools import flatbuffer_utils
 from litert_quantizer import qtyping, quantizer
 
 from utils import imaging, repro, runtime
 from utils.anomaly import AnomalyDetector
 from utils.faster_gradcam import FasterGradCAM
+from utils.repro import keras, tf
 
 TAIL = "explanation_tail"
 N_CALIBRATION = 100
@@ -35,19 +34,20 @@ class ExplanationTail(keras.layers.Layer):
     zero weights is there for the classes that have none of their own.
     """
 
-    def __init__(self, faster: FasterGradCAM):
+    def __init__(self, model: FasterGradCAM):
         super().__init__(name=TAIL)
-        n_clusters, size = faster.centroids.shape
-        self.n_classes = len(faster.class_names)
-        self.table = np.concatenate([faster.prototypes, -2 * faster.centroids.T, np.zeros((size, 1))], axis=1)
-        reachable = np.arange(self.n_classes)[:, None] == faster.cluster_classes  # (K, M)
+        centroids = model.clusters.centroids
+        n_clusters, size = centroids.shape
+        self.n_classes = len(model.class_names)
+        self.table = np.concatenate([model.prototypes, -2 * centroids.T, np.zeros((size, 1))], axis=1)
+        reachable = np.arange(self.n_classes)[:, None] == model.clusters.classes  # (K, M)
         reachable = np.concatenate([reachable, ~reachable.any(axis=1, keepdims=True)], axis=1)
-        self.offsets = np.where(reachable, np.append((faster.centroids**2).sum(axis=1), 0), 1e9)  # (K, M + 1)
-        self.channel_weights = np.pad(faster.channel_weights, ((0, 1), (0, 0)))
-        self.detail_weights = faster.detail_weights
-        grids = [maps.shape[1:3] for maps in faster.network.outputs[::2]]
+        self.offsets = np.where(reachable, np.append((centroids**2).sum(axis=1), 0), 1e9)  # (K, M + 1)
+        self.channel_weights = np.pad(model.channel_weights, ((0, 1), (0, 0)))
+        self.detail_weights = model.detail_weights
+        grids = [maps.shape[1:3] for maps in model.network.outputs[::2]]
         # From each grid to the next, and from the last to the image.
-        self.resizes = [_resize_matrices(*pair) for pair in zip(grids, [*grids[1:], faster.image_size], strict=True)]
+        self.resizes = [_resize_matrices(*pair) for pair in zip(grids, [*grids[1:], model.input_size], strict=True)]
         self.clusters = np.append(np.arange(n_clusters), -1).astype(np.int32)
 
     def call(self, maps, embedding, details=None):
@@ -81,7 +81,7 @@ def _resized(maps, matrices):
     return tf.matmul(tf.transpose(maps), tf.constant(columns.T))[None]
 
 
-def export_float(faster: FasterGradCAM | AnomalyDetector, path: str | os.PathLike) -> Path:
+def export_float(model: FasterGradCAM | AnomalyDetector, path: str | os.PathLike) -> Path:
     """Write the explainer, or anomaly detector, as a float32 LiteRT file for one image at a time.
 
     Args:
@@ -90,22 +90,21 @@ def export_float(faster: FasterGradCAM | AnomalyDetector, path: str | os.PathLik
     Raises:
         ValueError: Keras is too old to export.
     """
-    image = keras.Input(batch_shape=(1, *faster.image_size, 3), name="image")
-    if isinstance(faster, AnomalyDetector):
-        outputs = dict(zip(runtime.OUTPUTS["anomaly"], faster.network(image), strict=True))
-        return _write(path, convert(keras.Model(image, outputs)), {
-            "kind": "anomaly", "precision": "float32", "class_names": list(runtime.VERDICTS),
-            "image_size": list(faster.image_size), "false_positives": faster.meta["false_positives"],
-            "versions": repro.versions(),
-        })  # fmt: skip
-    content = convert(keras.Model(image, ExplanationTail(faster)(*faster.network(image))))
-    return _write(path, content, {
-        "precision": "float32", "class_names": list(faster.class_names), "image_size": list(faster.image_size),
-        "layer": faster.meta["layer"], "versions": repro.versions(),
-    })  # fmt: skip
+    image = keras.Input(batch_shape=(1, *model.input_size, 3), name="image")
+    metadata = {"precision": "float32", "image_size": list(model.input_size), "versions": repro.versions()}
+    if isinstance(model, AnomalyDetector):
+        outputs = dict(zip(runtime.OUTPUTS["anomaly"], model.network(image), strict=True))
+        metadata |= {"kind": "anomaly", "class_names": list(runtime.VERDICTS)}
+        metadata["false_positives"] = model.meta["false_positives"]
+    else:
+        outputs = ExplanationTail(model)(*model.network(image))
+        metadata |= {"class_names": list(model.class_names), "layer": model.meta["layer"]}
+    return _write(path, convert(keras.Model(image, outputs)), metadata)
 
 
-def export_int8(float_file: str | os.PathLike, images: np.ndarray, path: str | os.PathLike, seed: int = 0) -> Path:
+def export_int8(
+    float_file: str | os.PathLike, images: np.ndarray, path: str | os.PathLike, *, seed: int = 0
+) -> Path:
     """Quantise an exported float file: weights and activations of the network in int8, its tail stays float.
 
     Args:
@@ -148,11 +147,10 @@ def convert(model: keras.Model) -> bytes:
         return path.read_bytes()
 
 
-def quantise(content: bytes, images: np.ndarray, float_parts: tuple[str, ...] = ()) -> bytes:
+def quantise(content: bytes, images: np.ndarray, *, float_parts: tuple[str, ...] = ()) -> bytes:
     """A converted network with weights and activations in int8; its input, preprocessing and outputs stay float.
 
-    Weights are scaled channel by channel, activations tensor by tensor, by the range they have on the images
-    (arXiv 1712.05877).
+    Weights are scaled per channel, activations per tensor, by the range they have on the images (arXiv 1712.05877).
 
     Args:
         content: what `convert` gave.
@@ -184,7 +182,7 @@ def _write(path, content, metadata):
     metadata = metadata | {
         "format": runtime.FORMAT, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()
     }  # fmt: skip
-    with imaging.whole(path) as draft:
+    with imaging.atomic_write(path) as draft:
         draft.write_bytes(content)
         with zipfile.ZipFile(draft, "a") as archive:
             # A fixed date, so that equal models give equal files.

@@ -25,19 +25,36 @@ counts for more than the blurred one of M.
 """
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 from sklearn.cluster import KMeans
 
 from utils import arcface, gradcam, heatmap, imaging, model_folder, networks, repro
 from utils.data import NONE
+from utils.repro import keras
 from utils.runtime import Explanation
 
 FORMAT = 1
 WEIGHTINGS = ("all", "positive", "contrast")
 WEIGHTS_FILE, NETWORK_FILE, CLUSTERS_FILE = "network.weights.h5", "network.keras", "faster_gradcam.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """The M clusters of the embedding space.
+
+    Attributes:
+        centroids: float32 (M, D), mean of the unit embeddings of each cluster.
+        classes: int (M,), the class each cluster belongs to.
+        mean_weights: float32 (M, C), mean of the harvested channel weights of each cluster.
+    """
+
+    centroids: np.ndarray
+    classes: np.ndarray
+    mean_weights: np.ndarray
 
 
 class FasterGradCAM:
@@ -48,23 +65,36 @@ class FasterGradCAM:
             and the feature maps (N, h', w', C') of the detail layer, if there is one.
         class_names: tuple of K names. The class "none", if there is one, has no cluster and gets a map of zeros.
         prototypes: float32 (D, K), unit columns.
-        centroids: float32 (M, D), mean of the unit embeddings of each cluster.
-        cluster_classes: int (M,), the class each cluster belongs to.
-        mean_weights: float32 (M, C), mean of the harvested channel weights of each cluster.
+        clusters: `Clusters`.
         contrast: float32 (C,), max(s, 0) of each channel; None if there were no backgrounds.
-        channel_weights: float32 (M, C), made of these two: what the heat maps are computed with.
+        channel_weights: float32 (M, C), made of mean weights and contrast: what the heat maps are computed with.
         detail_weights: float32 (C',), those of the detail layer; None without one.
         meta: dict, what `save` writes beside the arrays.
+
+    Example:
+        >>> from utils import imaging
+        >>> from utils.faster_gradcam import FasterGradCAM
+        >>> model = FasterGradCAM.load("data/models/janken")
+        >>> result = model.explain(imaging.read_image("data/hands/pa/00.jpg"))
+        >>> result.names, result.heatmaps.shape
+        (('pa',), (1, 160, 160))
     """
 
     def __init__(
-        self, network, class_names, prototypes, centroids, cluster_classes, mean_weights, contrast, detail_weights, meta
+        self,
+        network: keras.Model,
+        class_names: Sequence[str],
+        *,
+        prototypes: np.ndarray,
+        clusters: Clusters,
+        contrast: np.ndarray | None,
+        detail_weights: np.ndarray | None,
+        meta: dict,
     ):
-        self.network = network
-        self.class_names = tuple(class_names)
-        self.prototypes, self.centroids, self.cluster_classes = prototypes, centroids, cluster_classes
-        self.mean_weights, self.contrast, self.detail_weights = mean_weights, contrast, detail_weights
-        self.channel_weights = _weigh(mean_weights, contrast, meta["weighting"], meta["top_channels"])
+        self.network, self.class_names = network, tuple(class_names)
+        self.prototypes, self.clusters = prototypes, clusters
+        self.contrast, self.detail_weights = contrast, detail_weights
+        self.channel_weights = _weigh(clusters.mean_weights, contrast, meta["weighting"], meta["top_channels"])
         self.meta = meta
 
     @classmethod
@@ -73,7 +103,8 @@ class FasterGradCAM:
         network: keras.Model,
         images: np.ndarray,
         labels: np.ndarray,
-        class_names: tuple[str, ...] | None = None,
+        class_names: Sequence[str] | None = None,
+        *,
         layer: str | None = None,
         n_clusters: int = 10,
         top_channels: int | None = None,
@@ -81,7 +112,7 @@ class FasterGradCAM:
         detail_layer: str | None = None,
         backgrounds: np.ndarray | None = None,
         seed: int = 0,
-        progress=lambda n_images: None,
+        progress: Callable[[dict], None] = lambda entry: None,
     ) -> "FasterGradCAM":
         """Harvest the images' channel weights, cluster their embeddings class by class, average per cluster.
 
@@ -101,82 +132,51 @@ class FasterGradCAM:
             backgrounds: uint8 (B, H, W, 3) without an object, for "contrast" and the detail layer; None: the images of
                 the class "none".
             seed: of k-means.
-            progress: called after each batch with its number of images.
+            progress: called after each batch of the harvest, see `gradcam.harvest`.
         """
         check_settings(n_clusters, top_channels, weighting)
         images, labels, class_names = _check_fit(images, labels, class_names)
-        if backgrounds is None and NONE in class_names:
-            backgrounds = images[np.array(class_names)[labels] == NONE]
+        none = np.array(class_names)[labels] == NONE
+        if backgrounds is None and none.any():
+            backgrounds = images[none]
         if backgrounds is None and (weighting == "contrast" or detail_layer):
             raise ValueError(
                 f"weighting='contrast' and detail_layer need backgrounds, or images of the class {NONE!r}."
             )
-        networks.check_network(network)
-        layers = [layer or networks.default_layer(network), *([detail_layer] if detail_layer else [])]
-        for name in layers:
-            if "/" in name:
-                raise ValueError(
-                    "FasterGradCAM needs its layers in the network itself, not inside a nested model; call the nested "
-                    f"model's layers in one functional model, or explain with `gradcam`. Received: {name!r}"
-                )
+        layers = _check_layers(network, layer, detail_layer)
         images = imaging.resize(images, *network.inputs[0].shape[1:3])
-        classifier = network
-        if not isinstance(network.layers[-1], arcface.ArcFace):
-            if networks.score_output(network) is not network.outputs[0]:
-                raise ValueError(
-                    "Expected a network that ends in ArcFace or in an embedding. "
-                    f"Received: {network.name!r}, which ends in a softmax or sigmoid; pass the model up to there"
-                )
-            classifier = _with_prototypes(network, _mean_directions(network, images, labels, len(class_names)))
-        head = classifier.layers[-1]
-        if head.n_classes != len(class_names):
-            raise ValueError(f"The network has {head.n_classes} classes. Received: class names {class_names}")
+        classifier = _classifier(network, images, labels, class_names)
+        images, labels = images[~none], labels[~none]  # *none* has no map
 
-        explained = np.flatnonzero(np.array(class_names)[labels] != NONE)
-        starts = range(0, len(explained), gradcam.BATCH_SIZE)
-        parts = [explained[i : i + gradcam.BATCH_SIZE] for i in starts]
-
-        def harvest(name, progress=lambda n_images: None):
-            return gradcam.harvest(classifier, ((images[part], labels[part]) for part in parts), name, progress)
-
-        main = harvest(layers[0], progress)
-        clusters = [
-            (k, *_cluster(_unit(main.embeddings[own]), main.channel_weights[own], n_clusters, seed))
-            for k in np.unique(labels[explained])
-            for own in [labels[explained] == k]
-        ]
-        maps = [networks.get_layer(classifier, name).output for name in layers]
-        contrasts, detail_weights = [None], None
-        if backgrounds is not None:
-            backgrounds = imaging.resize(imaging.check_images(backgrounds), *network.inputs[0].shape[1:3])
-            pooled = keras.ops.concatenate([keras.layers.GlobalAveragePooling2D()(m) for m in maps], axis=-1)
-            means = keras.Model(classifier.inputs[0], pooled)
-            contrast = _contrast(*(networks.forward(means, part) for part in (images[explained], backgrounds)))
-            contrasts = np.split(contrast, [maps[0].shape[-1]])
+        harvest = _harvest(classifier, images, labels, layer=layers[0], progress=progress)
+        clusters = _cluster_by_class(harvest, labels, n_clusters=n_clusters, seed=seed)
+        contrasts = _contrasts(classifier, layers, images, backgrounds)
+        detail_weights = None
         if detail_layer:
-            mean_weights = harvest(detail_layer).channel_weights.mean(axis=0, keepdims=True)
-            detail_weights = _weigh(mean_weights, contrasts[1], "contrast", None)[0]
-        meta = {
-            "layer": layers[0], "detail_layer": detail_layer, "n_clusters": int(n_clusters),
-            "top_channels": top_channels and int(top_channels), "weighting": weighting, "seed": int(seed),
-            "n_images": len(explained),
-        }  # fmt: skip
-        features = keras.Model(classifier.inputs[0], [maps[0], head.input, *maps[1:]], name=network.name)
-        features.spec = getattr(network, "spec", None)
+            mean_weights = _harvest(classifier, images, labels, layer=detail_layer).channel_weights.mean(axis=0)
+            detail_weights = _weigh(mean_weights[None], contrasts[detail_layer], "contrast", None)[0]
+
+        embedding = classifier.layers[-1].input
         return cls(
-            features,
+            _features(classifier, layers, embedding, name=network.name),
             class_names,
-            _unit(head.kernel.numpy(), axis=0),
-            np.concatenate([centroids for _, centroids, _ in clusters]),
-            np.concatenate([np.full(len(centroids), k) for k, centroids, _ in clusters]),
-            np.concatenate([weights for _, _, weights in clusters]),
-            contrasts[0],
-            detail_weights,
-            meta,
+            prototypes=_unit(classifier.layers[-1].kernel.numpy(), axis=0),
+            clusters=clusters,
+            contrast=contrasts[layers[0]],
+            detail_weights=detail_weights,
+            meta={
+                "layer": layers[0],
+                "detail_layer": detail_layer,
+                "n_clusters": int(n_clusters),
+                "top_channels": None if top_channels is None else int(top_channels),
+                "weighting": weighting,
+                "seed": int(seed),
+                "n_images": len(images),
+            },
         )
 
     def reweighted(
-        self, weighting: str = "all", top_channels: int | None = None, detail: bool = False
+        self, weighting: str = "all", top_channels: int | None = None, *, detail: bool = False
     ) -> "FasterGradCAM":
         """The same network and clusters with channel weights of another kind.
 
@@ -193,12 +193,17 @@ class FasterGradCAM:
             network = keras.Model(network.inputs[0], network.outputs[:2], name=network.name)
             network.spec = self.network.spec
         return FasterGradCAM(
-            network, self.class_names, self.prototypes, self.centroids, self.cluster_classes, self.mean_weights,
-            self.contrast, self.detail_weights if detail else None, meta,
-        )  # fmt: skip
+            network,
+            self.class_names,
+            prototypes=self.prototypes,
+            clusters=self.clusters,
+            contrast=self.contrast,
+            detail_weights=self.detail_weights if detail else None,
+            meta=meta,
+        )
 
     @property
-    def image_size(self) -> tuple[int, int]:
+    def input_size(self) -> tuple[int, int]:
         """Height and width the network works at, in pixels."""
         return self.network.inputs[0].shape[1:3]
 
@@ -210,18 +215,26 @@ class FasterGradCAM:
         """
         images = imaging.check_images(images)
         height, width = images.shape[1:3]
-        resized = imaging.resize(images, *self.image_size)
-        maps, embeddings, *details = networks.forward(self.network, resized, batch_size)
+        resized = imaging.resize(images, *self.input_size)
+        maps, embeddings, *details = networks.forward(self.network, resized, batch_size=batch_size)
         embeddings = _unit(embeddings)
         scores = embeddings @ self.prototypes
         labels = scores.argmax(axis=1)
         # Unit embeddings: ‖ê − m‖² = 1 − 2 ê·m + ‖m‖², and the 1 does not change which is nearest.
-        distances = (self.centroids**2).sum(axis=1) - 2 * embeddings @ self.centroids.T  # (N, M)
-        distances[labels[:, None] != self.cluster_classes] = np.inf
+        centroids = self.clusters.centroids
+        distances = (centroids**2).sum(axis=1) - 2 * embeddings @ centroids.T  # (N, M)
+        distances[labels[:, None] != self.clusters.classes] = np.inf
         is_none = np.isinf(distances).all(axis=1)
         clusters = np.where(is_none, -1, distances.argmin(axis=1))
         heatmaps = imaging.resize(self.heat_maps(clusters, maps, *details), height, width)
-        return Explanation(labels, self.class_names, scores, heatmaps, clusters, embeddings)
+        return Explanation(
+            labels=labels,
+            class_names=self.class_names,
+            scores=scores,
+            heatmaps=heatmaps,
+            clusters=clusters,
+            embeddings=embeddings,
+        )
 
     def heat_maps(self, clusters: np.ndarray, maps: np.ndarray, details: np.ndarray | None = None) -> np.ndarray:
         """The formula alone: heat maps float32 (N, H, W) in [0, 1], of the network's image size.
@@ -236,7 +249,7 @@ class FasterGradCAM:
         if details is not None:
             coarse = imaging.resize(np.maximum(raw_maps, 0), *details.shape[1:3])
             raw_maps = np.sqrt(coarse) * np.maximum(details @ self.detail_weights, 0)
-        return heatmap.finish(raw_maps, *self.image_size)
+        return heatmap.normalise_and_resize(raw_maps, *self.input_size)
 
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K): what exact Grad-CAM differentiates, with this explainer's prototypes."""
@@ -251,11 +264,22 @@ class FasterGradCAM:
             info: more for ``meta.json``, such as the measured accuracy; must be JSON.
         """
         spec = self.network.spec
-        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        arrays = {
+            "prototypes": self.prototypes,
+            "centroids": self.clusters.centroids,
+            "cluster_classes": self.clusters.classes,
+            "mean_weights": self.clusters.mean_weights,
+            "contrast": self.contrast,
+            "detail_weights": self.detail_weights,
+        }
+        arrays = {name: array for name, array in arrays.items() if array is not None}
         meta = self.meta | info | {
-            "format": FORMAT, "class_names": list(self.class_names), "image_size": list(self.image_size),
-            "network": spec and spec.asdict(), "versions": repro.versions(),
-        }  # fmt: skip
+            "format": FORMAT,
+            "class_names": list(self.class_names),
+            "image_size": list(self.input_size),
+            "network": None if spec is None else spec.asdict(),
+            "versions": repro.versions(),
+        }
         network_file = {WEIGHTS_FILE: self.network.save_weights} if spec else {NETWORK_FILE: self.network.save}
         files = network_file | {CLUSTERS_FILE: lambda file: np.savez(file, **arrays)}
         self.meta = model_folder.write(folder, files, meta)
@@ -271,32 +295,34 @@ class FasterGradCAM:
         folder = Path(folder)
         meta = model_folder.read(folder, _is_ours)
         with np.load(folder / CLUSTERS_FILE, allow_pickle=False) as file:
-            arrays = {name: file.get(name) for name in _ARRAYS}
+            arrays = dict(file)
         if meta["network"]:
             network = feature_network(model_folder.spec(folder, meta), meta)
             network.load_weights(folder / WEIGHTS_FILE)
         else:
             network = keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True)
             network.spec = None
+        n_channels = [arrays[name].shape[-1] for name in ("mean_weights", "detail_weights") if name in arrays]
         fits = len(meta["class_names"]) == arrays["prototypes"].shape[1]
-        shapes = [arrays[name].shape[-1] for name in ("mean_weights", "detail_weights") if arrays[name] is not None]
-        if not fits or [maps.shape[-1] for maps in network.outputs[::2]] != shapes:
+        if not fits or [maps.shape[-1] for maps in network.outputs[::2]] != n_channels:
             file = folder / model_folder.META_FILE
             raise ValueError(f"{file} belongs to another model: its class names or its layer do not fit.")
-        return cls(network, meta["class_names"], **arrays, meta=meta)
-
-
-_ARRAYS = ("prototypes", "centroids", "cluster_classes", "mean_weights", "contrast", "detail_weights")
+        return cls(
+            network,
+            meta["class_names"],
+            prototypes=arrays["prototypes"],
+            clusters=Clusters(arrays["centroids"], arrays["cluster_classes"], arrays["mean_weights"]),
+            contrast=arrays.get("contrast"),
+            detail_weights=arrays.get("detail_weights"),
+            meta=meta,
+        )
 
 
 def feature_network(spec: networks.Spec, meta: dict) -> keras.Model:
     """The network that `FasterGradCAM` explains with, untrained; ``meta`` names its layers."""
     embedding = networks.embedding_network(spec)
-    layers = [meta["layer"], *([meta["detail_layer"]] if meta.get("detail_layer") else [])]
-    maps = [networks.get_layer(embedding, name).output for name in layers]
-    network = keras.Model(embedding.input, [maps[0], embedding.output, *maps[1:]], name=spec.backbone)
-    network.spec = spec
-    return network
+    layers = [name for name in (meta["layer"], meta.get("detail_layer")) if name]
+    return _features(embedding, layers, embedding.output, name=spec.backbone)
 
 
 def check_settings(n_clusters: int, top_channels: int | None, weighting: str) -> None:
@@ -316,7 +342,7 @@ def _check_fit(images, labels, class_names):
             f"Received: shape {labels.shape}, dtype {labels.dtype}"
         )
     if class_names is None:
-        class_names = tuple(f"class_{k}" for k in range(labels.max() + 1))
+        class_names = [f"class_{k}" for k in range(labels.max() + 1)]
     missing = [name for k, name in enumerate(class_names) if not (labels == k).any()]
     if missing or labels.min() < 0 or labels.max() >= len(class_names):
         raise ValueError(
@@ -330,13 +356,79 @@ def _check_fit(images, labels, class_names):
     return images, labels, tuple(class_names)
 
 
-def _cluster(embeddings, channel_weights, n_clusters, seed):
-    """k-means of unit embeddings (n, D) → centroids (m, D), mean channel weights (m, C); m ≤ n_clusters, none empty."""
-    distinct = len(np.unique(embeddings.round(6), axis=0))
-    kmeans = KMeans(min(n_clusters, distinct), n_init=10, random_state=seed).fit(embeddings)
-    members = [kmeans.labels_ == k for k in np.unique(kmeans.labels_)]
-    centroids, weights = ([array[own].mean(axis=0) for own in members] for array in (embeddings, channel_weights))
-    return np.stack(centroids), np.stack(weights)
+def _check_layers(network, layer, detail_layer):
+    """Names of the layer of the maps and, if there is one, of the detail layer."""
+    networks.check_network(network)
+    layers = [layer or networks.default_layer(network)]
+    if detail_layer:
+        layers.append(detail_layer)
+    for name in layers:
+        if "/" in name:
+            raise ValueError(
+                "FasterGradCAM needs its layers in the network itself, not inside a nested model; call the nested "
+                f"model's layers in one functional model, or explain with `gradcam`. Received: {name!r}"
+            )
+    networks.check_layers(network, layers)
+    return layers
+
+
+def _classifier(network, images, labels, class_names):
+    """The network with prototypes: its own, or where it ends in an embedding, the mean unit embedding per class."""
+    n_classes = len(class_names)
+    if not isinstance(network.layers[-1], arcface.ArcFace):
+        if networks.score_output(network) is not network.outputs[0]:
+            raise ValueError(
+                "Expected a network that ends in ArcFace or in an embedding. "
+                f"Received: {network.name!r}, which ends in a softmax or sigmoid; pass the model up to there"
+            )
+        embeddings = _unit(networks.forward(network, images))
+        means = [embeddings[labels == k].mean(axis=0) for k in range(n_classes)]
+        return _with_prototypes(network, np.stack(means, axis=1))
+    if network.layers[-1].n_classes != n_classes:
+        raise ValueError(
+            f"The network has {network.layers[-1].n_classes} classes. Received: class names {class_names}"
+        )
+    return network
+
+
+def _harvest(classifier, images, labels, *, layer, progress=lambda entry: None):
+    starts = range(0, len(images), gradcam.BATCH_SIZE)
+    batches = ((images[i : i + gradcam.BATCH_SIZE], labels[i : i + gradcam.BATCH_SIZE]) for i in starts)
+    return gradcam.harvest(classifier, batches, layer=layer, progress=progress)
+
+
+def _cluster_by_class(harvest, labels, *, n_clusters, seed):
+    """`Clusters` of the unit embeddings of each class, by k-means; none is empty."""
+    embeddings, centroids, classes, mean_weights = _unit(harvest.embeddings), [], [], []
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        n_distinct = len(np.unique(embeddings[own].round(6), axis=0))
+        kmeans = KMeans(min(n_clusters, n_distinct), n_init=10, random_state=seed).fit(embeddings[own])
+        for k in np.unique(kmeans.labels_):
+            members = own[kmeans.labels_ == k]
+            centroids.append(embeddings[members].mean(axis=0))
+            classes.append(label)
+            mean_weights.append(harvest.channel_weights[members].mean(axis=0))
+    return Clusters(np.stack(centroids), np.array(classes), np.stack(mean_weights))
+
+
+def _contrasts(classifier, layers, images, backgrounds):
+    """{layer: max(s, 0) of each of its channels, float32 (C,)}; {layer: None} without backgrounds."""
+    if backgrounds is None:
+        return dict.fromkeys(layers)
+    backgrounds = imaging.resize(imaging.check_images(backgrounds), *classifier.inputs[0].shape[1:3])
+    pooled = [keras.layers.GlobalAveragePooling2D()(networks.get_layer(classifier, name).output) for name in layers]
+    pooling = keras.Model(classifier.inputs[0], keras.ops.concatenate(pooled, axis=-1))
+    contrast = _contrast(networks.forward(pooling, images), networks.forward(pooling, backgrounds))
+    return dict(zip(layers, np.split(contrast, [pooled[0].shape[-1]]), strict=False))
+
+
+def _features(classifier, layers, embedding, *, name):
+    """The network images → [maps of the first layer, embedding, maps of the detail layer if there is one]."""
+    first, *detail = (networks.get_layer(classifier, layer).output for layer in layers)
+    features = keras.Model(classifier.inputs[0], [first, embedding, *detail], name=name)
+    features.spec = getattr(classifier, "spec", None)
+    return features
 
 
 def _weigh(mean_weights, contrast, weighting, top_channels):
@@ -368,12 +460,6 @@ def _keep_largest(channel_weights, n_channels):
 
 def _unit(vectors, axis=-1):
     return vectors / np.maximum(np.linalg.norm(vectors, axis=axis, keepdims=True), 1e-6)
-
-
-def _mean_directions(network, images, labels, n_classes):
-    """Prototypes (D, K) of a network without a head: the mean unit embedding of each class."""
-    embeddings = _unit(networks.forward(network, images))
-    return np.stack([embeddings[labels == k].mean(axis=0) for k in range(n_classes)], axis=1)
 
 
 def _with_prototypes(network, prototypes):

@@ -12,11 +12,11 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from utils import cams, guided, heatmap, imaging, networks
+from utils.repro import keras, tf
+from utils.runtime import softmax
 
 BATCH_SIZE = 32
 BEST = -1  # stands for the class of the highest score
@@ -35,7 +35,11 @@ class Harvest(NamedTuple):
 
 
 def harvest(
-    network: keras.Model, batches: Iterable, layer: str | None = None, progress=lambda n_images: None
+    network: keras.Model,
+    batches: Iterable,
+    *,
+    layer: str | None = None,
+    progress: Callable[[dict], None] = lambda entry: None,
 ) -> Harvest:
     """Channel weights of the class score, image by image, streamed: memory holds one batch and the results.
 
@@ -44,13 +48,13 @@ def harvest(
         batches: iterable of (images, labels): images (n, H, W, 3) as the network takes them (any n), labels int (n,)
             whose score is differentiated.
         layer: name of the layer that gives the feature maps; None: `networks.default_layer`.
-        progress: called after each batch with its number of images.
+        progress: called after each batch with {"done": number of images so far, "total": None}.
 
     Returns:
         Harvest. Its embeddings are what the network's last layer receives, not normalised.
     """
-    step, shape = _gradient_function(network, layer and (layer,), "gradcam", None), network.inputs[0].shape[1:]
-    parts = []
+    step = _gradient_function(network, _as_layers(layer), "gradcam", None)
+    shape, parts, done = network.inputs[0].shape[1:], [], 0
     for images, labels in batches:
         if not len(images) or not tf.TensorShape((None, *shape)).is_compatible_with(np.shape(images)):
             raise ValueError(
@@ -59,7 +63,8 @@ def harvest(
         labels = _check_targets(labels, len(images), network, several=False)
         result = step(tf.cast(images, tf.float32), tf.constant(labels))
         parts.append([result[name].numpy() for name in Harvest._fields])
-        progress(len(images))
+        done += len(images)
+        progress({"done": done, "total": None})
     if not parts:
         raise ValueError("Expected at least one batch of images. Received: an empty iterable")
     return Harvest(*map(np.concatenate, zip(*parts, strict=True)))
@@ -68,6 +73,7 @@ def harvest(
 def explain(
     network: keras.Model,
     images: np.ndarray,
+    *,
     layer: str | None = None,
     targets: Targets = None,
     method: str = "gradcam",
@@ -81,7 +87,7 @@ def explain(
         layer: name of the layer that gives the feature maps, "outer/inner" in nested models; None:
             `networks.default_layer`.
         targets: what is explained. None: the class of the highest score. A class id: the same for all images. Int
-            (N,): one id an image. Int (N, T), or N lists of T ids: T heat maps of each image. A function: scores, a
+            (N,): one id per image. Int (N, T), or N lists of T ids: T heat maps of each image. A function: scores, a
             tensor float32 (n, K) of some of the images → (n,), row by row and in TensorFlow operations, such as
             ``lambda scores: scores[:, 1] - scores[:, 0]``; a function met for the first time is compiled anew.
         method: one of `METHODS`. "scorecam" needs no gradient and runs the network once for each channel; see
@@ -94,14 +100,21 @@ def explain(
 
     Raises:
         ValueError: unknown method or layer, images or targets that do not fit.
+
+    Example:
+        >>> from utils import gradcam, networks
+        >>> network = networks.embedding_network(networks.Spec("small_resnet", image_size=32, embedding_size=4))
+        >>> gradcam.explain(network, np.zeros((2, 48, 64, 3), np.uint8), targets=0).shape
+        (2, 48, 64)
     """
-    raw, size, (height, width) = _raw_maps(network, images, layer and (layer,), targets, method)
-    return _finish(raw[0], size, height, width) if normalise else raw[0]
+    raw, size, given_size = _raw_maps(network, images, layers=_as_layers(layer), targets=targets, method=method)
+    return _finish(raw[0], size, given_size) if normalise else raw[0]
 
 
 def explain_layers(
     network: keras.Model,
     images: np.ndarray,
+    *,
     layers: Sequence[str] | None = None,
     targets: Targets = None,
     method: str = "gradcam",
@@ -119,14 +132,14 @@ def explain_layers(
     layers = tuple(networks.map_layers(network) if layers is None else layers)
     if not layers or isinstance(layers, str):
         raise ValueError(f"Expected names of layers, at least one. Received: {layers!r}")
-    raw, size, (height, width) = _raw_maps(network, images, layers, targets, method)
-    return {name: _finish(maps, size, height, width) for name, maps in zip(layers, raw, strict=True)}
+    raw, size, given_size = _raw_maps(network, images, layers=layers, targets=targets, method=method)
+    return {name: _finish(maps, size, given_size) for name, maps in zip(layers, raw, strict=True)}
 
 
-def guided_backprop(network: keras.Model, images: np.ndarray, targets: Targets = None) -> np.ndarray:
+def guided_backprop(network: keras.Model, images: np.ndarray, *, targets: Targets = None) -> np.ndarray:
     """Guided backpropagation (arXiv 1412.6806): ∂s/∂image, each ReLU passing back positive gradients only.
 
-    Right for ReLU and ReLU6, as layers and fused into others, in nested models too; see `guided`.
+    Correct for ReLU and ReLU6, as layers and fused into others, in nested models too; see `guided`.
 
     Args:
         network, images, targets: as in `explain`.
@@ -150,18 +163,25 @@ def guided_backprop(network: keras.Model, images: np.ndarray, targets: Targets =
 
 
 def guided_gradcam(
-    network: keras.Model, images: np.ndarray, layer: str | None = None, targets: Targets = None
+    network: keras.Model, images: np.ndarray, *, layer: str | None = None, targets: Targets = None
 ) -> np.ndarray:
     """Guided Grad-CAM (arXiv 1610.02391, section 3.2): guided backpropagation times the Grad-CAM heat map.
 
     Returns:
         float32 (N, H, W, 3), signed; with targets (N, T): (N, T, H, W, 3).
     """
-    heatmaps = explain(network, images, layer, targets)
-    return guided_backprop(network, images, targets) * heatmaps[..., None]
+    heatmaps = explain(network, images, layer=layer, targets=targets)
+    return guided_backprop(network, images, targets=targets) * heatmaps[..., None]
 
 
-def score_cam(network: keras.Model, images: np.ndarray, maps: np.ndarray, class_ids: np.ndarray, score_function=None):
+def score_cam(
+    network: keras.Model,
+    images: np.ndarray,
+    *,
+    maps: np.ndarray,
+    class_ids: np.ndarray,
+    score_function: Callable | None = None,
+) -> np.ndarray:
     """Score-CAM (arXiv 1910.01279): Σ_c α_c·A_c with α = softmax over c of s(image ∘ mask_c) − s(black image).
 
     mask_c is A_c, scaled to [0, 1] by its minimum and maximum and resized to the image; a flat channel masks all. The
@@ -184,26 +204,27 @@ def score_cam(network: keras.Model, images: np.ndarray, maps: np.ndarray, class_
         image, class_id = tf.cast(image, tf.float32), tf.constant(class_id, tf.int32)
         scores = np.concatenate([step(image, tf.constant(chunk), class_id) for chunk in chunks])
         scores[~np.isfinite(scores)] = -np.inf  # float16 may know no score of a black image: no weight
-        weights = np.exp(scores - max(scores.max(), np.finfo(np.float32).min))
-        raw_maps.append(own @ (weights / max(weights.sum(), 1.0)))
+        known = np.isfinite(scores).any()
+        raw_maps.append(own @ (softmax(scores) if known else np.zeros_like(scores)))
     return np.stack(raw_maps)
 
 
-def _raw_maps(network, images, layers, targets, method):
-    """One array (N, h, w) or (N, T, h, w) a layer; the size the network works at; the size of the images."""
+def _raw_maps(network, images, *, layers, targets, method):
+    """One array (N, h, w) or (N, T, h, w) per layer; the size the network works at; the size of the images."""
     if method not in METHODS:
         raise ValueError(f"Unknown method; choose one of {METHODS}. Received: {method!r}")
     images, resized = _check_images(network, images)
+    batch_size = max(1, BATCH_SIZE // (1 if layers is None else len(layers)))
 
     def compute(class_ids, score_function):
         step = _gradient_function(network, layers, method, score_function)
         parts = []
-        for part, ids in _batches(resized, class_ids, max(1, BATCH_SIZE // len(layers or "1"))):
+        for part, ids in _batches(resized, class_ids, batch_size):
             result = step(part, ids)
             maps = [array.numpy() for array in result["maps"]]
             if method == "scorecam":
-                ids = result["class_ids"].numpy()
-                maps = [score_cam(network, part.numpy(), array, ids, score_function) for array in maps]
+                what = {"class_ids": result["class_ids"].numpy(), "score_function": score_function}
+                maps = [score_cam(network, part.numpy(), maps=array, **what) for array in maps]
             parts.append(maps)
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
@@ -227,7 +248,7 @@ def _check_images(network, images):
 
 
 def _for_each_target(network, targets, n_images, compute):
-    """compute(class ids (N,), score function) → arrays (N, ...); several targets an image are stacked: (N, T, ...)."""
+    """compute(class ids (N,), score function) → arrays (N, ...); several targets per image are stacked: (N, T, ...)."""
     best = np.full(n_images, BEST, np.int32)
     if targets is None or callable(targets):
         return compute(best, targets)
@@ -241,11 +262,13 @@ def _check_targets(targets, n_images, network, several=True):
     try:
         targets = np.asarray(targets)
     except ValueError:
-        raise ValueError(f"Expected as many class ids for each image. Received: {targets!r}") from None
-    fits = targets.shape in ((), (n_images,)) or several and targets.ndim == 2 and len(targets) == n_images
+        raise ValueError(f"Expected the same number of class ids for every image. Received: {targets!r}") from None
+    is_table = several and targets.ndim == 2 and len(targets) == n_images
+    fits = targets.shape in ((), (n_images,)) or is_table
     if not np.issubdtype(targets.dtype, np.integer) or not fits or not targets.size:
+        table = ", or (N, T)" if several else ""
         raise ValueError(
-            f"Expected one class id, or one for each of the {n_images} images{', or (N, T)' * several}, as integers. "
+            f"Expected one class id, or one for each of the {n_images} images{table}, as integers. "
             f"Received: shape {targets.shape}, dtype {targets.dtype}"
         )
     n_classes = network.outputs[0].shape[-1]
@@ -259,15 +282,19 @@ def _batches(images, class_ids, batch_size):
         yield tf.cast(images[i : i + batch_size], tf.float32), tf.constant(class_ids[i : i + batch_size])
 
 
-def _finish(raw, size, height, width):
-    """Raw maps (..., h, w) → heat maps (..., height, width); on the way they have the size the network works at."""
-    heatmaps = heatmap.finish(raw.reshape(-1, *raw.shape[-2:]), *size)
-    return imaging.resize(heatmaps, height, width).reshape(*raw.shape[:-2], height, width)
+def _as_layers(layer):
+    return None if layer is None else (layer,)
+
+
+def _finish(raw, size, given_size):
+    """Raw maps (..., h, w) → heat maps of the given size; on the way they have the size the network works at."""
+    heatmaps = heatmap.normalise_and_resize(raw.reshape(-1, *raw.shape[-2:]), *size)
+    return imaging.resize(heatmaps, *given_size).reshape(*raw.shape[:-2], *given_size)
 
 
 @functools.lru_cache(maxsize=16)
 def _gradient_function(network, layers, method, score_function):
-    """images, class ids → {"maps": raw maps, one array a layer}. One trace for all batch sizes.
+    """images, class ids → {"maps": raw maps, one array per layer}. One trace for all batch sizes.
 
     For Grad-CAM also what `harvest` takes, of the first layer; for Score-CAM the feature maps and the chosen class ids.
     """

@@ -5,10 +5,9 @@ A rectifier y = min(max(x, 0), m), with m = 6 in ReLU6 and ∞ in ReLU, hands ba
     plain   where 0 < x < m          guided   where 0 < x < m and the gradient itself is positive
 """
 
-import keras
-import tensorflow as tf
 
 from utils import networks
+from utils.repro import keras, tf
 
 RELU, RELU6 = ("relu", "Relu"), ("relu6", "Relu6")  # a function and the operation of keras.ops
 

@@ -12,10 +12,14 @@ Corners = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, half open
 COLORMAP = cv2.COLORMAP_TURBO  # the one colour map of the project; matplotlib knows it as "turbo"
 
 
-def finish(raw_maps: np.ndarray, height: int, width: int) -> np.ndarray:
+def normalise_and_resize(raw_maps: np.ndarray, height: int, width: int) -> np.ndarray:
     """ReLU, division by each map's own maximum, resize: raw maps (N, h, w) → float32 (N, height, width) in [0, 1].
 
     A map without positive evidence becomes all zeros, never NaN.
+
+    Example:
+        >>> normalise_and_resize([[[-1, 2], [1, 4]]], 2, 2).tolist()
+        [[[0.0, 0.5], [0.25, 1.0]]]
     """
     positive = np.maximum(np.asarray(raw_maps, np.float32), 0.0)
     peak = positive.max(axis=(1, 2), keepdims=True)
@@ -91,18 +95,17 @@ def _level(heatmap, threshold):
 def boxes(
     heatmap: np.ndarray,
     threshold: float | str = "otsu",
+    *,
     n_boxes: int = 1,
     min_area: float = 0.0,
-    tight: bool = False,
 ) -> list[Box]:
-    """Boxes round the connected hot regions (8 neighbours), the one with the most heat first.
+    """Boxes around the connected hot regions (8 neighbours), the one with the most heat first.
 
     Args:
         heatmap: float (H, W), at least 0.
         threshold: as in `hot`.
-        n_boxes: of so many regions at most.
+        n_boxes: maximum number of boxes.
         min_area: share of the map that a region must cover.
-        tight: the `best_box` of each region instead of the one that holds all of it.
 
     Returns:
         An empty list where nothing is hot, as in the map of a *none* image.
@@ -115,53 +118,21 @@ def boxes(
     for k in 1 + np.argsort(-heat[1:], kind="stable"):  # region 0 is the background
         x, y, width, height, area = stats[k].tolist()
         if area >= min_area * labels.size and len(found) < n_boxes:
-            region = labels == k
-            corners = best_box(region)[0] if tight else (x, y, x + width, y + height)
-            found.append(Box(corners, float(heat[k] / heat.sum()), region))
+            found.append(Box((x, y, x + width, y + height), float(heat[k] / heat.sum()), labels == k))
     return found
 
 
 def box(heatmap: np.ndarray, threshold: float | str = "otsu") -> Corners | None:
-    """Corners of the first of the `boxes`; None where nothing is hot."""
+    """Corners of the first of the `boxes`; None where nothing is hot.
+
+    Example:
+        >>> heat = np.zeros((4, 6), np.float32)
+        >>> heat[1:3, 2:5] = 1
+        >>> box(heat)
+        (2, 1, 5, 3)
+    """
     found = boxes(heatmap, threshold)
     return found[0].corners if found else None
-
-
-def best_box(mask: np.ndarray) -> tuple[Corners, float]:
-    """The box of highest intersection over union with a mask, and that IoU; exact on any grid, in integers.
-
-    Dinkelbach's method (1967): for the best ratio I / U so far, find the box with the greatest U·inside − I·union. If
-    that is positive, its ratio is better; if it is 0, there is no better one. Here it is a rectangle of greatest sum,
-    with U + I for a pixel inside the mask and −I for every pixel, which Kadane's scan finds for all pairs of rows.
-    Three rounds are usual: 1 ms for 32 × 32 cells; time grows with the third power of the side.
-
-    Args:
-        mask: bool (H, W), True somewhere.
-    """
-    mask = np.asarray(mask)
-    if mask.dtype != bool or mask.ndim != 2 or not mask.any():
-        raise ValueError(f"Expected a bool mask (H, W), True somewhere. Received: {mask.dtype} {mask.shape}")
-    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))  # pixels beyond it would only add to the union
-    inside = np.zeros((height + 1, width + 1), np.int64)  # integral image
-    inside[1:, 1:] = mask[top : top + height, left : left + width].cumsum(axis=0).cumsum(axis=1)
-    area = np.arange(height + 1)[:, None] * np.arange(width + 1)
-    total, (x0, y0, x1, y1) = inside[-1, -1], (0, 0, width, height)
-    shared, union = total, area[-1, -1]
-    while True:
-        value = (union + shared) * inside - shared * area
-        best = shared * total  # of the box so far
-        improved = False
-        for row in range(height):
-            below = value[row + 1 :] - value[row]  # from this row to each one below, from the left to each column
-            gain = below - np.minimum.accumulate(below, axis=1)
-            if gain.max() > best:
-                best, improved = gain.max(), True
-                i, x1 = np.unravel_index(gain.argmax(), gain.shape)
-                x0, y0, y1 = below[i, :x1].argmin(), row, row + 1 + i
-        if not improved:
-            return (int(left + x0), int(top + y0), int(left + x1), int(top + y1)), float(shared / union)
-        shared = inside[y1, x1] - inside[y0, x1] - inside[y1, x0] + inside[y0, x0]
-        union = total + (y1 - y0) * (x1 - x0) - shared
 
 
 def outline(region: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-# By name an image; what Pillow cannot read of them is skipped and named, so that nobody misses it in silence.
+# Suffixes treated as images. Files that Pillow cannot read are reported, never silently dropped.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".heic", ".avif"}
 COPIED = {"BMP": ".bmp", "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # by Pillow's name: what every tool reads
 EXPECTED = "expected uint8 RGB of shape (N, H, W, 3) or (H, W, 3)"
@@ -31,14 +31,18 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not an image, truncated, or too big.
+
+    Example:
+        >>> read_image("data/hands/gu/00.jpg").shape
+        (160, 160, 3)
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of big images and odd metadata; what matters raises
-        return read_in_thread(Path(path))
+        return decode(Path(path))
 
 
-def read_in_thread(path: Path) -> np.ndarray:
-    """``read_image`` for threads, in which ``catch_warnings`` is not safe."""
+def decode(path: Path) -> np.ndarray:
+    """`read_image` without its ``catch_warnings``, which is not safe in threads."""
     # Pillow, because OpenCV returns the upper half of a truncated photo without a word.
     if not path.is_file():
         raise FileNotFoundError(f"There is no image file {path}.")
@@ -67,10 +71,28 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
-    """The image files that the paths name, folders unfolded (not below), each with a name for what is made of it.
+def read_or_skip(files: Iterable[tuple[Path, str]], skipped: list[str]) -> Iterator[tuple[Path, str, np.ndarray]]:
+    """Read images one by one; the message of each that cannot be read is appended to ``skipped``.
 
-    The name is the file's stem; a stem that comes again gets a number: photo, photo_2.
+    Args:
+        files: paths, each with a name, as `image_files` gives them.
+
+    Yields:
+        Path, name and image, as of `read_image`.
+    """
+    for path, name in files:
+        try:
+            image = read_image(path)
+        except (ValueError, OSError) as error:
+            skipped.append(str(error))
+        else:
+            yield path, name, image
+
+
+def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """Expand paths and folders (not recursively) to pairs of a file and a name that no other pair has.
+
+    The name is the file's stem; a repeated stem gets a number: photo, photo_2.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no image file at all.
@@ -98,8 +120,8 @@ def images_in(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file of any kind so that it appears under its name as a whole or not; its folder is made."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a draft path that is renamed to ``path`` on success, so that nobody sees half a file; make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
     try:
@@ -114,14 +136,14 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"An image file must end in one of {', '.join(IMAGE_SUFFIXES)}. Received: {path}")
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         Image.fromarray(image).save(draft, Image.registered_extensions()[path.suffix.lower()], quality=95)
 
 
-def write_upright(path: Path, image: np.ndarray, stem: Path) -> Path:
-    """Copy an image file to ``stem`` with the suffix of its format, byte by byte, if every reader sees it like us.
+def copy_or_reencode(path: Path, image: np.ndarray, stem: Path) -> Path:
+    """Copy an image file to ``stem`` with the suffix of its format, byte by byte, if every reader sees what we see.
 
-    Where it is to be turned, is an animation or has a rare format, it is written anew as JPEG.
+    A file that has to be turned, is an animation or has a rare format is written as a new JPEG instead.
 
     Args:
         path: the file.
@@ -136,7 +158,7 @@ def write_upright(path: Path, image: np.ndarray, stem: Path) -> Path:
         suffix = None if turned or getattr(opened, "n_frames", 1) > 1 else COPIED.get(opened.format)
     copy = stem.with_name(stem.name + (suffix or ".jpg"))
     if suffix:
-        with whole(copy) as draft:
+        with atomic_write(copy) as draft:
             shutil.copyfile(path, draft)
     else:
         write_image(copy, image)

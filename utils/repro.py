@@ -1,6 +1,6 @@
-"""Reproducibility: quiet TensorFlow, seeds, deterministic kernels, the version table.
+"""Reproducibility: seeds, deterministic kernels, versions, one stopwatch; and TensorFlow and Keras, handed out quietly.
 
-Import this module before anything that imports TensorFlow or Keras: it imports TensorFlow without its start-up log.
+Whoever needs them writes ``from utils.repro import keras, tf``. Then the order of imports does not matter.
 """
 
 import os
@@ -11,6 +11,13 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 from utils.runtime import silent_stderr
+
+# The log differs between machines, and a notebook test compares stderr. TensorFlow 2.21 writes the first lines
+# while its library is being loaded, whatever the log level is; the level is for those that come later.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with silent_stderr():
+    import keras
+    import tensorflow as tf
 
 PACKAGES = (
     "tensorflow",
@@ -25,20 +32,14 @@ PACKAGES = (
 )
 
 
-# The log differs between machines, and a notebook test compares stderr. TensorFlow 2.21 writes the first lines
-# while its library is being loaded, whatever the log level is; the level is for those that come later.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with silent_stderr():
-    import tensorflow as tf
-
-import keras  # noqa: E402
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and Keras and make TensorFlow's kernels deterministic.
 
     On one machine the same seed then gives the same weights, bit for bit. Another CPU may round differently.
     Deterministic mode stays on for the rest of the process.
+
+    Example:
+        >>> seed_everything(0)
     """
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
@@ -55,6 +56,16 @@ def compare_times(runs: dict[str, Callable[[], object]], rounds: int = 9) -> dic
             run()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def pace(done: int, total: int, start: float) -> dict:
+    """How far a loop has come, for ``progress``: done, total, and the seconds since ``start`` and still to go.
+
+    Args:
+        start: `time.perf_counter` when the loop began.
+    """
+    seconds = time.perf_counter() - start
+    return {"done": done, "total": total, "seconds": seconds, "seconds_left": seconds / done * (total - done)}
 
 
 def versions() -> dict[str, str]:

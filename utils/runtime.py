@@ -30,7 +30,7 @@ OUTPUTS = {  # of the graph, by kind
 VERDICTS = ("normal", "anomaly")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # == of arrays has no single answer
 class Explanation:
     """Labels and heat maps of N images.
 
@@ -58,13 +58,11 @@ class Explanation:
 
     def probabilities(self, scale: float = 30.0) -> np.ndarray:
         """Softmax of scale · cosine, float64 (N, K); scale: of the ArcFace layer that the network was trained with."""
-        logits = scale * self.scores.astype(np.float64)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        return softmax(scale * self.scores.astype(np.float64))
 
 
-@dataclass(frozen=True)
-class Detection:
+@dataclass(frozen=True, eq=False)
+class AnomalyResult:
     """Anomalies in N images.
 
     Attributes:
@@ -93,10 +91,17 @@ class Explainer:
     Attributes:
         kind: "label" or "anomaly": what it finds.
         class_names: tuple of K names; of anomalies `VERDICTS`.
-        image_size: height and width the network works at, in pixels.
+        input_size: height and width the network works at, in pixels.
         precision: "float32" or "int8".
         metadata: dict, all that the file says about itself.
         network_seconds: time the graph took in the last call of `explain`, mean over its images.
+
+    Example:
+        >>> from utils import imaging
+        >>> from utils.runtime import Explainer
+        >>> explainer = Explainer("data/models/janken/explainer.tflite", num_threads=2)
+        >>> explainer.explain(imaging.read_image("data/hands/gu/00.jpg")).names
+        ('gu',)
     """
 
     def __init__(self, path: str | os.PathLike, num_threads: int = 2):
@@ -115,7 +120,7 @@ class Explainer:
         self.metadata = read_metadata(path)
         self.kind = self.metadata.get("kind", "label")
         self.class_names = tuple(self.metadata["class_names"])
-        self.image_size = tuple(self.metadata["image_size"])
+        self.input_size = tuple(self.metadata["image_size"])
         self.precision = self.metadata["precision"]
         self.network_seconds = math.nan
         with silent_stderr():  # it announces its CPU kernels there
@@ -125,8 +130,8 @@ class Explainer:
         details = self._interpreter.get_signature_runner().get_output_details()
         self._outputs = [details[name]["index"] for name in OUTPUTS[self.kind]]
 
-    def explain(self, images: np.ndarray) -> Explanation | Detection:
-        """Label (or anomaly score) and heat map of each image, one pass through the graph an image.
+    def explain(self, images: np.ndarray) -> Explanation | AnomalyResult:
+        """Label (or anomaly score) and heat map of each image, one pass through the graph per image.
 
         Args:
             images: uint8 RGB (N, H, W, 3) or (H, W, 3), any size.
@@ -134,16 +139,23 @@ class Explainer:
         images = imaging.check_images(images)
         height, width = images.shape[1:3]
         self.network_seconds = 0.0
-        parts = [self._run(image) for image in imaging.resize(images, *self.image_size)]
+        parts = [self._run(image) for image in imaging.resize(images, *self.input_size)]
         self.network_seconds /= len(images)
         # A single image, the camera's case, is spared the copy.
         results = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         scores, *more, heatmaps = results
         heatmaps = imaging.resize(heatmaps, height, width)
         if self.kind == "anomaly":
-            return Detection(scores, heatmaps)
+            return AnomalyResult(scores, heatmaps)
         embeddings, clusters = more
-        return Explanation(scores.argmax(axis=1), self.class_names, scores, heatmaps, clusters, embeddings)
+        return Explanation(
+            labels=scores.argmax(axis=1),
+            class_names=self.class_names,
+            scores=scores,
+            heatmaps=heatmaps,
+            clusters=clusters,
+            embeddings=embeddings,
+        )
 
     def _run(self, image):
         self._input()[0] = image  # uint8 to float32
@@ -169,7 +181,9 @@ def read_metadata(path: str | os.PathLike) -> dict:
         with path.open("rb") as file:
             checksum = hashlib.sha256(file.read(metadata["bytes"])).hexdigest()
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not an explainer file, or it is truncated: it ends in no metadata.") from error
+        raise ValueError(
+            f"{path} is not an explainer file, or it is truncated: no metadata found at its end."
+        ) from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} was written by another version of Faster-Grad-CAM; export the model again.")
     if metadata.get("kind", "label") not in OUTPUTS:
@@ -177,6 +191,17 @@ def read_metadata(path: str | os.PathLike) -> dict:
     if metadata["sha256"] != checksum:
         raise ValueError(f"{path} is damaged: its checksum differs.")
     return metadata
+
+
+def softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
+    """exp(logits) / Σ exp(logits) along an axis, float; large logits do not overflow.
+
+    Example:
+        >>> softmax(np.array([0.0, 0.0])).tolist()
+        [0.5, 0.5]
+    """
+    powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def paste(dataset, backgrounds, rng):
     """Every hand before a random background: uint8 (N, S, S, 3)."""
     chosen = backgrounds[rng.integers(len(backgrounds), size=len(dataset.images))]
     return np.stack([
-        data.replace_background(*parts) for parts in zip(dataset.images, dataset.masks, chosen, strict=True)
+        augment.replace_background(*parts) for parts in zip(dataset.images, dataset.masks, chosen, strict=True)
     ])  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def on_many_backgrounds(faster, dataset, unseen, backgrounds, rng):
     same, alike = [], []
     for i in unseen:
         chosen = backgrounds[rng.choice(len(backgrounds), N_BACKGROUNDS, replace=False)]
-        images = np.stack([data.replace_background(dataset.images[i], dataset.masks[i], other) for other in chosen])
+        images = np.stack([augment.replace_background(dataset.images[i], dataset.masks[i], other) for other in chosen])
         result = faster.explain(images)
         same.append(np.unique(result.labels, return_counts=True)[1].max() / N_BACKGROUNDS)
         pairs = np.triu_indices(N_BACKGROUNDS, 1)
@@ -86,7 +86,7 @@ def on_photos(faster, folder):
 def judge(faster, dataset, unseen, folders):
     """All of it for one model: dict."""
     size, rng = faster.image_size[0], np.random.default_rng(SEED)
-    backgrounds = augment.render_backgrounds(size, SEED)
+    backgrounds = augment.render_backgrounds(size, seed=SEED)
     pasted = replace(dataset, images=paste(dataset, backgrounds, rng))
     blank = np.array(faster.explain(backgrounds).names) == data.NONE
     images = dataset.images[unseen]
@@ -147,7 +147,7 @@ def main() -> None:
     result = mean(parts, counts)
     show("mean", result)
     if options.json:
-        with imaging.whole(options.json) as draft:
+        with imaging.atomic_write(options.json) as draft:
             draft.write_text(json.dumps(result, indent=1) + "\n")
 
 

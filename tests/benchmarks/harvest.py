@@ -63,7 +63,7 @@ def measure_speed(layer):
             step(images, labels).numpy()
 
     def run_harvest():
-        gradcam.harvest(network, material, layer)
+        gradcam.harvest(network, material, layer=layer)
 
     seconds = repro.compare_times({"bare": run_bare, "harvest": run_harvest}, ROUNDS)
     bare_rate, harvest_rate = (BATCH_SIZE * N_BATCHES / seconds[name] for name in ("bare", "harvest"))

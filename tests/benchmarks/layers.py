@@ -41,8 +41,8 @@ def main() -> None:
     step, ready, label = bare(network, LAYER), tf.constant(image, tf.float32), tf.constant([0])
     runs = {
         "bare": lambda: step(ready, label).numpy(),
-        **{m: lambda m=m: gradcam.explain(network, image, LAYER, method=m) for m in gradcam.METHODS if m != "scorecam"},
-        f"{len(layers)} layers": lambda: gradcam.explain_layers(network, image, layers),
+        **{m: lambda m=m: gradcam.explain(network, image, layer=LAYER, method=m) for m in gradcam.METHODS if m != "scorecam"},
+        f"{len(layers)} layers": lambda: gradcam.explain_layers(network, image, layers=layers),
         "guided_backprop": lambda: gradcam.guided_backprop(network, image),
     }
     seconds = repro.compare_times(runs, options.rounds)
@@ -52,7 +52,7 @@ def main() -> None:
 
     before = resident_megabytes()
     for _ in range(options.calls):
-        gradcam.explain(network, image, LAYER)
+        gradcam.explain(network, image, layer=LAYER)
     print(f"memory after {options.calls} more calls: {resident_megabytes() - before:+.1f} MB")
 
 

@@ -151,7 +151,7 @@ def measure(faster, rounds):
     runs = {
         OURS: lambda: explainer.explain(image).heatmaps,
         "Keras explain": lambda: faster.explain(image).heatmaps,
-        benchmark.EXACT: lambda: gradcam.explain(classifier, image, layer, label),
+        benchmark.EXACT: lambda: gradcam.explain(classifier, image, layer=layer, targets=label),
     }
     absent, exact = [], runs[benchmark.EXACT]()
     for name, prepare in PEERS.items():

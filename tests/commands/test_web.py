@@ -293,7 +293,7 @@ def test_heat_map_and_box_are_those_of_the_desktop(camera):
     np.testing.assert_allclose(picture(camera), heatmap.overlay(image, heat), **close)
     for opacity in (0.8, 0):
         camera.run(f"opacity.value = {opacity}; opacity.dispatchEvent(new Event('input'))")
-        np.testing.assert_allclose(picture(camera), heatmap.overlay(image, heat, opacity), **close)
+        np.testing.assert_allclose(picture(camera), heatmap.overlay(image, heat, opacity=opacity), **close)
     camera.run("opacity.value = 0.5; opacity.dispatchEvent(new Event('input'))")
     assert box(camera) is None
     rates = text(camera, "rates")

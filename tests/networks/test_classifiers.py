@@ -99,7 +99,7 @@ def test_vgg_averages_the_logits_of_all_places(rng):
     places = keras.Model(network.input, network.get_layer("predictions").output)(image, training=False).numpy()
     assert places.shape == (1, 1, 2, 1000)
     np.testing.assert_allclose(network(image, training=False), places.mean(axis=(1, 2)), rtol=1e-4)
-    assert gradcam.explain(network, image, NETWORKS["vgg16"].default_layer).shape == (1, 224, 256)
+    assert gradcam.explain(network, image, layer=NETWORKS["vgg16"].default_layer).shape == (1, 224, 256)
     dense = classifiers.build("vgg16")  # of the same seed
     image = image[:, :, :224]
     expected = dense(image, training=False).numpy()
@@ -124,7 +124,7 @@ def test_a_network_of_our_layers_is_saved_and_explained(tmp_path, rng):
     loaded = keras.saving.load_model(tmp_path / "network.keras")
     np.testing.assert_array_equal(loaded(images, training=False), network(images, training=False))
     for layer in ("conv5_relu", "stage2_0_shuffle"):
-        assert gradcam.explain(network, images, layer).shape == (2, 48, 64)
+        assert gradcam.explain(network, images, layer=layer).shape == (2, 48, 64)
     bgr = keras.Sequential([keras.Input((4, 4, 3)), classifiers.PREPROCESSING["caffe"]()])
     bgr.save(tmp_path / "bgr.keras")
     loaded = keras.saving.load_model(tmp_path / "bgr.keras")

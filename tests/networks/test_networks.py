@@ -170,7 +170,7 @@ def test_forward_is_compiled_once_and_keeps_the_order(rng):
     whole = networks.forward(network, images)
     np.testing.assert_allclose(networks.forward(network, images, batch_size=2), whole, atol=1e-5)
     both = networks.forward(
-        keras.Model(network.input, [network.get_layer("out_relu").output, network.output]), images, 2
+        keras.Model(network.input, [network.get_layer("out_relu").output, network.output]), images, batch_size=2
     )
     assert [part.shape for part in both] == [(5, 4, 4, 1280), (5, 8)]
 

@@ -63,7 +63,7 @@ class Settings:
 
     def boxes(self, heat: np.ndarray) -> list[heatmap.Box]:
         """The boxes of a map (H, W)."""
-        return heatmap.boxes(heat, self.threshold, self.n_boxes, self.min_area, self.tight)
+        return heatmap.boxes(heat, self.threshold, n_boxes=self.n_boxes, min_area=self.min_area, self.tight)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _begin(out, header, names, force):
     old += [f"{IMAGES}/{record['image']}" for record in records if "image" in record]
     for path in (*old, COCO, YOLO, TRAINVAL, REJECTED, *out.glob(f"{SHEETS}/[0-9]*.jpg")):
         (out / path).unlink(missing_ok=True)
-    with imaging.whole(journal) as draft:
+    with imaging.atomic_write(journal) as draft:
         draft.write_bytes(json.dumps(header).encode() + b"\n")
     return {}
 
@@ -188,7 +188,7 @@ def _explain(path, explainer, settings, copy):
     found = find(image, explainer, settings)
     seconds = time.perf_counter() - start
     if "reason" not in found:
-        found["image"] = imaging.write_upright(path, image, copy).name
+        found["image"] = imaging.copy_or_reencode(path, image, copy).name
     return found, seconds
 
 
@@ -322,7 +322,7 @@ def _write_texts(out, texts, force):
             "gone. They stay as they are; --force replaces them."
         )
     for path in contents.keys() - same:
-        with imaging.whole(path) as draft:
+        with imaging.atomic_write(path) as draft:
             draft.write_bytes(contents[path])
 
 

@@ -200,7 +200,7 @@ def _measure(model_folder, size, folder, rounds, n_threads):
     embedding = keras.Model(faster.network.inputs[0], faster.network.outputs[1])
     float32, int8 = (runtime.Explainer(folder / name, n_threads) for name in (runtime.FLOAT_FILE, runtime.INT8_FILE))
     calls = (
-        lambda images: gradcam.explain(classifier, images, layer),
+        lambda images: gradcam.explain(classifier, images, layer=layer),
         faster.explain,
         lambda images: networks.forward(embedding, images),
         float32.explain,

@@ -20,7 +20,7 @@ import numpy as np
 
 from utils import heatmap, imaging
 from utils.commands import sources
-from utils.runtime import Detection, Explainer, Explanation, silent_stderr
+from utils.runtime import AnomalyResult, Explainer, Explanation, silent_stderr
 
 MODES = ("heatmap", "box")
 KEYS = "keys: s heat map or box, p pause, w write the picture, q or Esc quit; at an image any other key shows the next"
@@ -95,13 +95,13 @@ def explain_all(frames, explainer, mode="heatmap", recorder=None, window=None) -
     return meter.frames
 
 
-def find_box(result: Explanation | Detection) -> heatmap.Corners | None:
+def find_box(result: Explanation | AnomalyResult) -> heatmap.Corners | None:
     """The box of the first image's heat; of an anomaly, of what is hotter than the threshold."""
     heat = result.heatmaps[0]
-    return heatmap.box(np.where(heat > 0.5, heat, 0), 0) if isinstance(result, Detection) else heatmap.box(heat)
+    return heatmap.box(np.where(heat > 0.5, heat, 0), 0) if isinstance(result, AnomalyResult) else heatmap.box(heat)
 
 
-def report(result: Explanation | Detection, meter: "Meter", skipped: int) -> str:
+def report(result: Explanation | AnomalyResult, meter: "Meter", skipped: int) -> str:
     """JSON of the last frame and the run so far; ``box`` is null or (x0, y0, x1, y1) in pixels, half open."""
     fps, network_ms = meter.rates()
     score, box = float(result.scores[0].max()), find_box(result)
@@ -136,7 +136,7 @@ class Meter:
         return (len(ends) - 1) / (ends[-1] - ends[0]), 1000 * network[1:].mean()
 
 
-def annotate(frame: np.ndarray, result: Explanation | Detection, mode: str, rates: tuple[float, float]) -> np.ndarray:
+def annotate(frame: np.ndarray, result: Explanation | AnomalyResult, mode: str, rates: tuple[float, float]) -> np.ndarray:
     """Draw label, confidence or score, rates and, unless it is *none*, heat map or box on a copy of the frame."""
     heat, height, corner = result.heatmaps[0], len(frame), (0, 0)
     picture = heatmap.overlay(frame, heat) if mode == "heatmap" and heat.any() else frame.copy()
@@ -144,7 +144,7 @@ def annotate(frame: np.ndarray, result: Explanation | Detection, mode: str, rate
         corner = box[:2]
         draw_box(picture, box)
     top = write(picture, f"{rates[0]:.0f} FPS, network {rates[1]:.1f} ms", (0, height), height)
-    if isinstance(result, Detection):
+    if isinstance(result, AnomalyResult):
         sure = f"{result.scores[0]:.2f}, threshold 1"
     else:  # a cosine alone says little: only how far it is above the others counts
         sure = f"{result.probabilities().max():.2f}"

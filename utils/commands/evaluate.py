@@ -39,16 +39,16 @@ def heat_maps(faster: FasterGradCAM, images: np.ndarray, seed: int = 0) -> dict[
     seen, shape = explanation.clusters >= 0, images.shape[1:3]
     classifier, layer = faster.classifier(), faster.meta["layer"]
     maps = {
-        name: gradcam.explain(classifier, images, layer, explanation.labels, method)
+        name: gradcam.explain(classifier, images, layer=layer, targets=explanation.labels, method=method)
         for name, method in GRADIENTS.items()
     }
     for name, (weighting, top_channels, detail) in WEIGHTINGS.items():
         can = (weighting != "contrast" or faster.contrast is not None) and detail <= (faster.detail_weights is not None)
         if can:
-            maps[name] = faster.reweighted(weighting, top_channels, detail).explain(images).heatmaps
+            maps[name] = faster.reweighted(weighting, top_channels, detail=detail).explain(images).heatmaps
     maps["centre Gaussian"] = np.repeat(metrics.centre_gaussian(*shape)[None], len(images), axis=0)
     noise = np.random.default_rng(seed).random((len(images), *faster.network.outputs[0].shape[1:3]), np.float32)
-    maps["random map"] = heatmap.finish(noise, *shape)
+    maps["random map"] = heatmap.normalise_and_resize(noise, *shape)
     return {name: np.where(seen[:, None, None], heat, 0) for name, heat in maps.items()}
 
 

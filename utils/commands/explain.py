@@ -78,7 +78,7 @@ def explain_files(
             report(f"{path}\t{found['rank']}\t{found['id']}\t{found['name']}\t{found['probability']:.3f}")
     if not manifest["images"]:
         raise ValueError(f"Not one image can be explained: {' '.join(manifest['skipped'][:5])}")
-    with imaging.whole(out / MANIFEST) as draft:
+    with imaging.atomic_write(out / MANIFEST) as draft:
         draft.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
@@ -108,7 +108,7 @@ def _explain_image(image, seen, base, network, class_names, out, method, layers,
     """Write the pictures of one image, of which the network sees ``seen``; returns its part of the manifest."""
 
     def guided_backprop(k):
-        return imaging.resize(gradcam.guided_backprop(network, seen, k), *image.shape[:2])[0]
+        return imaging.resize(gradcam.guided_backprop(network, seen, targets=k), *image.shape[:2])[0]
 
     shares = _probabilities(network, seen)
     ranked = [int(k) for k in np.argsort(-shares, kind="stable")]
@@ -122,7 +122,7 @@ def _explain_image(image, seen, base, network, class_names, out, method, layers,
     for k in class_ids or ranked[:top_n]:
         rank = 1 + ranked.index(k)
         stem = f"{base}_{rank}_{k}_{_file_part(class_names[k])}_{shares[k]:.3f}"
-        maps = gradcam.explain_layers(network, seen, layers, k, method)
+        maps = gradcam.explain_layers(network, seen, layers=layers, targets=k, method=method)
         guided = None
         if entry["guided_bprop"]:
             guided = best_guided if k == ranked[0] else guided_backprop(k)

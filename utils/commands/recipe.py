@@ -30,7 +30,7 @@ def of(faster: FasterGradCAM) -> Namespace:
 def load(source: str, recipe) -> data.Dataset:
     """Photos, rendered hands or a folder of classes, as the recipe wants them."""
     if source in SOURCES:
-        return data.load_janken(source, recipe.image_size, recipe.n_images, recipe.variety, recipe.seed)
+        return data.load_janken(source, recipe.image_size, n_images=recipe.n_images, variety=recipe.variety, seed=recipe.seed)
     return data.load_folder(source, recipe.image_size, seed=recipe.seed)
 
 
@@ -57,7 +57,7 @@ def build(recipe) -> tuple[keras.Model, str, str | None]:
     spec = networks.Spec(
         recipe.backbone, recipe.image_size, recipe.alpha, recipe.output_stride, recipe.embedding_size, recipe.last_layer
     )
-    network = networks.embedding_network(spec, None if recipe.weights == "none" else recipe.weights, recipe.seed)
+    network = networks.embedding_network(spec, None if recipe.weights == "none" else recipe.weights, seed=recipe.seed)
     layer, detail_layer = recipe.layer or networks.default_layer(network), recipe.detail_layer
     if detail_layer is None and recipe.weighting == "contrast":
         detail_layer = networks.BACKBONES[spec.backbone].detail_layer
@@ -74,15 +74,15 @@ def fit(
     chosen = {name: getattr(recipe, name) for name in defaults}
     settings = {name: defaults[name] if value is None else value for name, value in chosen.items()}
     training = arcface.train(
-        network, dataset, recipe.steps, recipe.batch_size, scale=recipe.scale, margin=recipe.margin,
+        network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale, margin=recipe.margin,
         evaluations=min(10, recipe.steps), seed=recipe.seed, progress=progress, **settings,
     )  # fmt: skip
     augmentation = settings["augmentation"]
-    backgrounds = augment.render_backgrounds(recipe.image_size, recipe.seed, augmentation)
+    backgrounds = augment.render_backgrounds(recipe.image_size, seed=recipe.seed, strength=augmentation)
     faster = FasterGradCAM.fit(
-        training.network, augment.views(dataset, backgrounds, recipe.seed, augmentation),
-        dataset.labels[dataset.train], dataset.class_names, layer, recipe.clusters, recipe.top_channels,
-        recipe.weighting, detail_layer, backgrounds, recipe.seed,
+        training.network, augment.views(dataset, backgrounds=backgrounds, seed=recipe.seed, strength=augmentation),
+        dataset.labels[dataset.train], dataset.class_names, layer=layer, n_clusters=recipe.clusters, top_channels=recipe.top_channels,
+        weighting=recipe.weighting, detail_layer=detail_layer, backgrounds=backgrounds, seed=recipe.seed,
     )  # fmt: skip
     return training, faster
 

@@ -48,7 +48,7 @@ def read_images(files: list[Path]) -> Generator[np.ndarray | None]:
     """Yield each image, or None for one that cannot be read, which is named on stderr; if it is the only one: raise."""
     for file in files:
         try:
-            yield imaging.read_in_thread(file)
+            yield imaging.decode(file)
         except (ValueError, FileNotFoundError) as error:
             if len(files) == 1:
                 raise

@@ -68,7 +68,7 @@ def export(file: str | os.PathLike, path: str | os.PathLike, mode: str = "heatma
     if path.suffix != ".html":
         raise ValueError(f"A page must end in .html. Received: {path}")
     text = page(file, mode)
-    with imaging.whole(path) as draft:
+    with imaging.atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8")
     return path
 
