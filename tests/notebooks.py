@@ -1,10 +1,12 @@
-"""Keep the notebooks in order: run them and store their outputs, write their badges and setup cells.
+"""Keep the notebooks in order: run them and store their outputs, write their badges and setup cells, make pages.
 
     python tests/notebooks.py execute [NOTEBOOK...]
     python tests/notebooks.py badges [OWNER/NAME]
+    python tests/notebooks.py page NOTEBOOK PAGE
 """
 
 import argparse
+import copy
 import os
 import re
 import subprocess
@@ -13,15 +15,19 @@ import time
 from pathlib import Path
 
 import nbformat
+from jinja2 import DictLoader
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 2_000_000
+KEPT = ("tags", "cellView", "jupyter")  # of a cell's metadata
 WIDGET = "application/vnd.jupyter.widget-view+json"  # names a widget of a kernel that is gone: not stored
 
-# The first code cell of every notebook; OWNER/NAME comes from CITATION.cff.
+# The first code cell of every notebook, folded; OWNER/NAME comes from CITATION.cff.
 SETUP_CELL = """\
+#@title Setup
 # Colab: fetch the project and what it needs. Anywhere else: only make sure that `utils` is this project's.
 import os
 import subprocess
@@ -32,8 +38,7 @@ IN_COLAB = "google.colab" in sys.modules
 
 def run(*command):
     result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` failed: {result.stderr.strip()}")
+    assert result.returncode == 0, f"`{' '.join(command)}` failed: {result.stderr.strip()}"
 
 
 if IN_COLAB:
@@ -53,10 +58,25 @@ import utils
 
 assert os.path.samefile(utils.__path__[0], "utils"), f"`utils` is not this project's: {utils.__path__[0]}"
 """
+SETUP_METADATA = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["setup"]}
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{repository}/blob/main/{file})"
 )
+
+
+# Jupyter's own template without what it takes from the network: require.js, MathJax and Mermaid, none of them needed.
+PAGE_TEMPLATE = """\
+{% extends "lab/index.html.j2" %}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_css %}
+<style>
+main { max-width: 66rem; margin: auto; }
+</style>
+{% endblock %}
+"""
 
 
 def notebooks() -> list[Path]:
@@ -82,11 +102,9 @@ def write(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-def execute(path: Path) -> None:
-    """Run a notebook in its folder and store the outputs, or leave the file alone and say what went wrong."""
+def executed(path: Path) -> nbformat.NotebookNode:
+    """A notebook after a run in its folder; what fails or writes to stderr ends the program with a message."""
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
     where = {"metadata": {"path": str(path.parent)}}
     quiet = ["--IPKernelApp.capture_fd_output=False"]  # as in nbval, what Python prints counts, not C libraries' logs
     options = {"record_timing": False, "coalesce_streams": True, "store_widget_state": False}
@@ -100,6 +118,14 @@ def execute(path: Path) -> None:
             output.get("data", {}).pop(WIDGET, None)
         if any(output.get("name") == "stderr" for output in cell.get("outputs", [])):
             sys.exit(f"{path.name} is left as it was, a cell writes to stderr:\n{cell.source}\n{cell.outputs}")
+    return notebook
+
+
+def execute(path: Path) -> None:
+    """Run a notebook and store the outputs, or leave the file alone and say what went wrong."""
+    notebook = executed(path)
+    for cell in notebook.cells:
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key in KEPT}
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -133,12 +159,26 @@ def badges(new: str) -> None:
         if len(notebook.cells) == 1 or "google.colab" not in notebook.cells[1].source:
             notebook.cells.insert(1, nbformat.v4.new_code_cell())
         notebook.cells[1].source = setup_cell(new)
+        notebook.cells[1].metadata = nbformat.from_dict(SETUP_METADATA)
         write(path, nbformat.writes(notebook) + "\n")
+
+
+def page(notebook: nbformat.NotebookNode, folder: Path) -> str:
+    """The page of a notebook that lies in `folder`: pictures in it, no set-up code, nothing to be fetched."""
+    notebook = copy.deepcopy(notebook)
+    notebook.cells = [cell for cell in notebook.cells if "setup" not in cell.metadata.get("tags", [])]
+    first = notebook.cells[0]
+    # The badge's picture lies elsewhere: a link in words takes its place.
+    first.source = re.sub(r"!\[(Open in Colab)\]\(\S+?\)", r"\1", first.source)
+    notebook.metadata["title"] = re.search(r"^# (.+)", first.source, re.M)[1]
+    template = DictLoader({"page": PAGE_TEMPLATE})
+    exporter = HTMLExporter(extra_loaders=[template], template_file="page", embed_images=True)
+    return exporter.from_notebook_node(notebook, {"metadata": {"path": str(folder)}})[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["execute", "badges"])
+    parser.add_argument("command", choices=["execute", "badges", "page"])
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all notebooks; OWNER/NAME of CITATION.cff")
     arguments = parser.parse_args()
     names = [name for name in arguments.names if name]
@@ -151,6 +191,11 @@ def main() -> None:
     os.environ["FASTER_GRAD_CAM_OFFLINE"] = "1"
     for variable in ("JANKEN_DATASET", "JANKEN_MASKS", "IMAGENET_WEIGHTS"):
         os.environ.pop(variable, None)
+    if arguments.command == "page":
+        if len(names) != 2:
+            parser.error("name a notebook and the page to be made of it")
+        path = Path(names[0]).resolve()
+        return write(Path(names[1]), page(executed(path), path.parent))
     for path in map(Path, names) if names else notebooks():
         start = time.monotonic()
         execute(path.resolve())
