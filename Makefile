@@ -52,13 +52,11 @@ clean: ## remove .venv, out and caches
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
-out/Demo.html: Demo.ipynb $(shell find utils -name "*.py") $(shell find data -type f 2>/dev/null) $(READY)
+out/Demo.html: Demo.ipynb tests/notebooks.py $(wildcard utils/*.py utils/*/*.py) $(shell find data -type f 2>/dev/null) \
+    $(READY)
 	@mkdir -p out
 	@echo "Running Demo.ipynb ..."
-	@# The start-up logs of C libraries go to the log, not onto the page.
-	@FASTER_GRAD_CAM_OFFLINE=1 $(RUN) -m nbconvert --execute --to html --output-dir out \
-	  --ExecutePreprocessor.extra_arguments=--IPKernelApp.capture_fd_output=False Demo.ipynb \
-	  2> out/Demo.log || { cat out/Demo.log >&2; exit 1; }
+	@$(RUN) tests/notebooks.py page Demo.ipynb $@
 
 # opencv-python wants the system's libGL; where that is missing, the same version without windows takes its place.
 $(READY): tests/requirements.txt
