@@ -74,6 +74,7 @@ PAGE_TEMPLATE = """\
 {% block html_head_css %}
 <style>
 main { max-width: 66rem; margin: auto; }
+.jp-RenderedText { padding-left: 0.7rem; }
 </style>
 {% endblock %}
 """

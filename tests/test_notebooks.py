@@ -50,7 +50,7 @@ def is_preamble(cell) -> bool:
     """Setup, imports, settings: one block that needs no prose between its cells."""
     lines = [line for line in cell.source.splitlines() if line and not line.startswith(("#", " ", ")"))]
     only_names = all(re.match(r"(import|from) |[A-Z][A-Z0-9_, ]* = ", line) for line in lines)
-    return only_names or "google.colab" in cell.source
+    return only_names or "setup" in cell.metadata.get("tags", [])
 
 
 def tagged(cells, tag: str):
