@@ -6,7 +6,9 @@
 """
 
 import argparse
+import base64
 import copy
+import io
 import os
 import re
 import subprocess
@@ -19,6 +21,7 @@ from jinja2 import DictLoader
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 2_000_000
@@ -103,6 +106,14 @@ def write(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
+def lighter(png: str) -> dict[str, str]:
+    """The picture as JPEG if that takes less than half: so photos are. Plots stay as they are, PNG."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(file, format="jpeg", quality=88, optimize=True)
+    jpeg = base64.b64encode(file.getvalue()).decode()
+    return {"image/jpeg": jpeg} if len(jpeg) < len(png) / 2 else {"image/png": png}
+
+
 def executed(path: Path) -> nbformat.NotebookNode:
     """A notebook after a run in its folder; what fails or writes to stderr ends the program with a message."""
     notebook = nbformat.read(path, as_version=4)
@@ -116,7 +127,10 @@ def executed(path: Path) -> nbformat.NotebookNode:
         sys.exit(f"{path.name} is left as it was: {error}")
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop(WIDGET, None)
+            data = output.get("data", {})
+            data.pop(WIDGET, None)
+            if "image/png" in data:
+                data |= lighter(data.pop("image/png"))
         if any(output.get("name") == "stderr" for output in cell.get("outputs", [])):
             sys.exit(f"{path.name} is left as it was, a cell writes to stderr:\n{cell.source}\n{cell.outputs}")
     return notebook

@@ -1,5 +1,7 @@
 """The notebooks without running them: form, stored outputs, links; and the setup cell in a make-believe Colab."""
 
+import base64
+import io
 import os
 import re
 import shutil
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import nbformat
 import notebooks
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 from nbval.plugin import comment_markers, get_sanitize_patterns, metadata_tags
+from PIL import Image
 
 ROOT = notebooks.ROOT
 REPOSITORY = notebooks.repository()
@@ -243,6 +247,17 @@ def test_decimals_are_not_compared():
         assert re.sub(regex, by, stored) == re.sub(regex, by, new)
     for stored, new in [("(40, 96)", "(40, 64)"), ("9 of 30", "9 of 31"), ("a 0.5", "b 0.5"), ("gu 3", "gu 4")]:
         assert re.sub(regex, by, stored) != re.sub(regex, by, new)
+
+
+def test_photos_are_stored_as_jpeg_and_plots_as_png():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    line = np.full((64, 64, 3), 255, np.uint8)
+    line[32] = 0
+    for pixels, kind in ((noise, "image/jpeg"), (line, "image/png")):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, format="png")
+        ((stored, data),) = notebooks.lighter(base64.b64encode(file.getvalue()).decode()).items()
+        assert stored == kind and Image.open(io.BytesIO(base64.b64decode(data))).size == (64, 64)
 
 
 @pytest.fixture
