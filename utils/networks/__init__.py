@@ -1,51 +1,34 @@
-"""Networks: the embedding network, walking the graph of any Keras network, and classifiers of ImageNet's classes.
+"""Networks: built, and walked layer by layer.
 
-`embedding` builds the network that this project trains and walks the graph of others, layer by layer; `classifiers`
-builds what keras.applications has, and `torchvision_nets` what it lacks.
+`embedding` builds the network that this project trains, `classifiers` those of ImageNet's 1,000 classes. Both rebuild
+networks of keras.applications (`applications`); `torchvision_nets` has two that are missing there. `graph` walks
+through the layers of any Keras network.
 """
 
+from utils.networks.applications import imagenet_folder, is_offline
 from utils.networks.embedding import (
     BACKBONES,
+    DEFAULT_LAYER,
     Backbone,
-    Call,
     Spec,
+    embedding_network,
+    imagenet_file,
+)
+from utils.networks.graph import (
+    Call,
     call_layer,
     check_layers,
     check_network,
+    compiled,
     default_layer,
-    embedding_network,
     forward,
     get_layer,
     head,
-    imagenet_file,
-    imagenet_folder,
     map_layers,
     receptive_fields,
-    rehearse,
-    run,
+    run_layer_by_layer,
     score_output,
     scores,
+    trace,
+    wrap,
 )
-
-__all__ = [
-    "BACKBONES",
-    "Backbone",
-    "Call",
-    "Spec",
-    "call_layer",
-    "check_layers",
-    "check_network",
-    "default_layer",
-    "embedding_network",
-    "forward",
-    "get_layer",
-    "head",
-    "imagenet_file",
-    "imagenet_folder",
-    "map_layers",
-    "receptive_fields",
-    "rehearse",
-    "run",
-    "score_output",
-    "scores",
-]

@@ -3,27 +3,21 @@
 Most are networks of keras.applications; their preprocessing is inside, and their layers have names that stay the same.
 """
 
-import collections
 import itertools
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import applications, layers
 
-from utils import networks
 from utils.networks import torchvision_nets
+from utils.networks.applications import find_weights, imagenet_folder, is_offline, rebuild
+from utils.repro import keras
+
+applications, layers = keras.applications, keras.layers
 
 N_CLASSES = 1000
-# What Keras calls the layers that keras.applications leaves unnamed; the number counts what the process built before.
-AUTO_NAME = re.compile(
-    r"(activation|add|average_pooling2d|batch_normalization|concatenate|conv2d|max_pooling2d|multiply|normalization"
-    r"|re_lu|rescaling|zero_padding2d)(?:_(\d+))?"
-)
 # Mean and deviation of ImageNet's pixels, RGB in [0, 1].
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 BGR_MEAN = [103.939, 116.779, 123.68]
@@ -77,8 +71,8 @@ class Network:
     """An entry of the registry."""
 
     build: Callable  # of keras.applications, or of torchvision_nets
-    default_layer: str  # the last that gives maps of features
-    preprocessing: str | None  # None: it is part of what `build` gives
+    default_layer: str  # the last one with feature maps
+    preprocessing: str | None  # a key of PREPROCESSING; None: `build` includes it
     image_size: int = 224
     smallest: int = 32  # side of an image, in pixels
     head: Callable = _pooled
@@ -97,18 +91,20 @@ NETWORKS = {
     "densenet121": Network(applications.DenseNet121, "relu", "torch"),
     "inception_v3": Network(applications.InceptionV3, "mixed10", "tf", image_size=299, smallest=75),
     "mobilenet_v2": Network(applications.MobileNetV2, "out_relu", "tf"),
+    # The large one, "mobilenet_v3_large" among the backbones of `embedding`.
     "mobilenet_v3": Network(applications.MobileNetV3Large, "conv_1_activation", None, head=_pooled_twice_dense),
     "shufflenet_v2": Network(torchvision_nets.shufflenet_v2, "conv5_relu", "torch"),
     "efficientnet": Network(applications.EfficientNetB0, "top_activation", None),
 }
-# By which name, "{stem}_imagenet" and one of the suffixes, a weights file is found in $IMAGENET_WEIGHTS.
+# A weights file in $IMAGENET_WEIGHTS is named "{stem}_imagenet{suffix}"; stems that are not the network's name:
 FILE_STEMS = {"mobilenet_v2": "mobilenet_v2_1.0"}
-SUFFIXES = (".weights.h5", ".h5", ".safetensors", ".pth")
+KERAS_SUFFIXES, TORCHVISION_SUFFIXES = (".weights.h5", ".h5"), (".safetensors", ".pth")
 
 
 def build(
     name: str,
     weights: str | os.PathLike | None = None,
+    *,
     image_size: int | tuple[int | None, int | None] | None = None,
     seed: int = 0,
 ) -> keras.Model:
@@ -120,57 +116,56 @@ def build(
             Keras' own download; or the path of a file: keras.applications' ``.h5`` or ``.weights.h5`` with top, for
             resnet18 and shufflenet_v2 torchvision's ``.pth`` or ``.safetensors``, or a ``.weights.h5`` that this
             network saved.
-        image_size: side in pixels; or (height, width), None where any will do; None: the size it was trained at.
+        image_size: side in pixels, or (height, width), where None stands for any; None: the size it was trained at.
         seed: of the random weights.
 
     Returns:
-        keras.Model of that name; its attribute ``default_layer`` is where Grad-CAM looks if nobody says. VGG reads
+        keras.Model of that name; its attribute ``default_layer`` is the layer that Grad-CAM uses by default. VGG reads
         images larger than 224×224 place by place: its logits are the mean over all places.
 
     Raises:
         ValueError: unknown name, image too small, or a weights file of something else.
         FileNotFoundError: no such weights, or FASTER_GRAD_CAM_OFFLINE=1 forbids their download.
+
+    Example:
+        >>> import numpy as np
+        >>> from utils import networks
+        >>> from utils.networks import classifiers
+        >>> network = classifiers.build("resnet18", image_size=32)
+        >>> networks.forward(network, np.zeros((1, 32, 32, 3))).shape, network.default_layer
+        ((1, 1000), 'layer4_1_relu2')
     """
     if name not in NETWORKS:
         raise ValueError(f"Unknown network; choose one of {', '.join(NETWORKS)}. Received: {name!r}")
-    network, source = NETWORKS[name], _weights_source(name, weights)
+    network, images = NETWORKS[name], keras.Input((*_sides(name, image_size), 3), name="image")
+    source = None if weights is None else _find_weights(name, weights)
     seeds = itertools.count(1000 * seed) if source is None else None
-    images = keras.Input((*_sides(name, image_size), 3), name="image")
     features = _features(network, images)
-    names = _stable_names(features)
-    features = keras.models.clone_model(
-        features, clone_function=lambda layer: _copy_layer(layer, names[layer.name], seeds)
-    )
+    # EfficientNet's statistics lie in the weights file, and Keras mends them with one more layer where it loads the
+    # published file by name; the outcome is this.
+    statistics = {"mean": MEAN.tolist(), "variance": np.square(DEVIATION).tolist()}
+    changes = {layer.name: statistics for layer in features.layers if isinstance(layer, layers.Normalization)}
+    features = rebuild(features, initializer=lambda layer: _initial(seeds, layer), changes=changes)
     model = keras.Model(features.inputs[0], network.head(features.output, seeds), name=name)
     model.default_layer = network.default_layer
-    if source is None:
-        return model
-    if network.from_torchvision and source.suffix != ".h5":
-        torchvision_nets.assign_state_dict(model, torchvision_nets.read_state_dict(source))
-        return model
-    try:
-        if network.from_torchvision:
-            model.load_weights(source)
-        else:
-            _copy_published(network, source, model)
-    except Exception as error:  # Keras raises whatever its file format or its download raises
-        raise ValueError(f"Cannot load {source} as weights of {name}: {str(error).splitlines()[0]}") from error
+    if source is not None:
+        _load(model, source)
     return model
 
 
 def class_names() -> list[str]:
     """Names of the 1,000 classes: from ``imagenet_labels.txt`` in ``$IMAGENET_WEIGHTS`` (its line 0 is "background"),
     else Keras' own, cached or downloaded, else "class_243" for class 243."""
-    if (folder := networks.imagenet_folder()) and (file := folder / "imagenet_labels.txt").is_file():
+    if (folder := imagenet_folder()) and (file := folder / "imagenet_labels.txt").is_file():
         names = file.read_text(encoding="utf-8").splitlines()[1:]
         if len(names) != N_CLASSES:
             raise ValueError(f"{file} must hold a line of background and {N_CLASSES} names. Received: {len(names)}")
         return names
     cached = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / "imagenet_class_index.json"
-    if not _offline() or cached.is_file():
-        in_order = -np.arange(N_CLASSES)[None]  # as if class 0 had the highest score, class 1 the next
+    if not is_offline() or cached.is_file():
+        falling_scores = np.arange(N_CLASSES, 0, -1)[None]  # class 0 scores highest, so Keras lists all in their order
         try:
-            (decoded,) = applications.imagenet_utils.decode_predictions(in_order, top=N_CLASSES)
+            (decoded,) = applications.imagenet_utils.decode_predictions(falling_scores, top=N_CLASSES)
             return [name.replace("_", " ") for _, name, _ in decoded]
         except Exception:  # Keras' download raises a bare Exception; numbers serve as well
             pass
@@ -198,50 +193,30 @@ def _features(network, images):
     return network.build(input_tensor=scaled, input_shape=images.shape[1:], include_top=False, weights=None)
 
 
-def _stable_names(model):
-    """By name in the model: a name that does not count what the process built before.
-
-    An unnamed activation is called after the layer in front of it. The others, and the activations behind them,
-    keep their kind and count from 0, as in a new process.
-    """
-    unnamed = {o.name: match for o in model.operations if (match := AUTO_NAME.fullmatch(o.name))}
-    start = collections.defaultdict(lambda: float("inf"))
-    for kind, number in (match.groups("0") for match in unnamed.values()):
-        start[kind] = min(start[kind], int(number))
-    names = {}
-    for operation in model.operations:
-        names[operation.name] = operation.name
-        if match := unnamed.get(operation.name):
-            kind, number = match.groups("0")
-            front = names[keras.tree.flatten(operation.input)[-1]._keras_history.operation.name]
-            if kind in ("activation", "add", "multiply", "re_lu") and not AUTO_NAME.fullmatch(front):
-                names[operation.name] = f"{front.removesuffix('_bn')}_{type(operation).__name__.lower()}"
-            else:
-                index = int(number) - start[kind]
-                names[operation.name] = f"{kind}_{index}" if index else kind
-    return names
-
-
-def _copy_layer(layer, name, seeds):
-    """The layer under that name, with seeded initial weights."""
-    config = layer.get_config() | {"name": name}
-    if isinstance(layer, layers.DepthwiseConv2D):
-        # Keras counts all channels as inputs of each output, which sees one: the signal would fade from block to block.
-        config["depthwise_initializer"] = _initial(seeds, scale=2.0 * layer.kernel.shape[-2])
-    elif "kernel_initializer" in config:
-        config["kernel_initializer"] = _initial(seeds)
-    if isinstance(layer, layers.Normalization):
-        # EfficientNet's: Keras keeps the statistics in the weights file, and mends them with one more layer where it
-        # loads the published file by name; the outcome is this.
-        config |= {"mean": MEAN.tolist(), "variance": np.square(DEVIATION).tolist()}
-    return layer.__class__.from_config(config)
-
-
-def _initial(seeds, scale=2.0):
+def _initial(seeds, layer=None):
     """He's initial values of a kernel, uniform because VGG has 140 million to draw; zeros if weights come anyway."""
     if seeds is None:
         return "zeros"
+    scale = 2.0
+    if isinstance(layer, layers.DepthwiseConv2D):
+        # Keras counts all channels as inputs of each output, which sees one: the signal would fade from block to block.
+        scale *= layer.kernel.shape[-2]
     return keras.initializers.VarianceScaling(scale, distribution="uniform", seed=next(seeds))
+
+
+def _load(model, source):
+    """Fill the model with the weights of a file, or of Keras' download ("imagenet")."""
+    network = NETWORKS[model.name]
+    if network.from_torchvision and source.suffix != ".h5":
+        torchvision_nets.assign_state_dict(model, torchvision_nets.read_state_dict(source))
+        return
+    try:
+        if network.from_torchvision:
+            model.load_weights(source)
+        else:
+            _copy_published(network, source, model)
+    except Exception as error:  # Keras raises whatever its file format or its download raises
+        raise ValueError(f"Cannot load {source} as weights of {model.name}: {str(error).splitlines()[0]}") from error
 
 
 def _copy_published(network, source, model):
@@ -261,31 +236,9 @@ def _copy_published(network, source, model):
         layer.set_weights([w.reshape(shape) for w, shape in zip(original.get_weights(), shapes, strict=True)])
 
 
-def _weights_source(name, weights):
-    """None, the path of a file, or "imagenet" for Keras' own download."""
-    if weights is None:
-        return None
-    if weights != "imagenet":
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"No weights file {weights}; expected 'imagenet' or a file of weights of {name}.")
-        return Path(weights)
+def _find_weights(name, weights):
+    """The path of a file, or "imagenet" for Keras' own download."""
+    published = not NETWORKS[name].from_torchvision
     stem = f"{FILE_STEMS.get(name, name)}_imagenet"
-    if folder := networks.imagenet_folder():
-        for suffix in SUFFIXES:
-            if (file := folder / (stem + suffix)).is_file():
-                return file
-    if NETWORKS[name].from_torchvision:
-        raise FileNotFoundError(
-            f"Keras publishes no weights of {name}: put torchvision's into $IMAGENET_WEIGHTS as {stem}.safetensors or "
-            f"{stem}.pth, or name the file instead of 'imagenet'."
-        )
-    if _offline():
-        raise FileNotFoundError(
-            f"No file {stem}.weights.h5 in $IMAGENET_WEIGHTS, and FASTER_GRAD_CAM_OFFLINE=1 forbids the download; put "
-            "the file there, or take weights=None."
-        )
-    return "imagenet"
-
-
-def _offline():
-    return os.environ.get("FASTER_GRAD_CAM_OFFLINE") == "1"
+    suffixes = KERAS_SUFFIXES if published else (*TORCHVISION_SUFFIXES, *KERAS_SUFFIXES)
+    return find_weights(weights, name, file_names=[stem + suffix for suffix in suffixes], published=published)
