@@ -113,12 +113,13 @@ def test_impute_is_that_of_pytorch_grad_cam():
 
 def test_road_is_that_of_pytorch_grad_cam():
     expected = road.expected()["road"]
-    silent = faithfulness.road(road.predict, *road.material(), road.PERCENTILES, noise=0)
+    silent = faithfulness.road(road.predict, *road.material(), percentiles=road.PERCENTILES, noise=0)
     np.testing.assert_allclose(silent, expected, atol=1e-6)
-    noisy = faithfulness.road(road.predict, *road.material(), road.PERCENTILES)
+    noisy = faithfulness.road(road.predict, *road.material(), percentiles=road.PERCENTILES)
     np.testing.assert_allclose(noisy, expected, atol=0.02)
     assert not np.array_equal(noisy, silent)
-    np.testing.assert_array_equal(faithfulness.road(road.predict, *road.material(), road.PERCENTILES), noisy)
+    again = faithfulness.road(road.predict, *road.material(), percentiles=road.PERCENTILES)
+    np.testing.assert_array_equal(again, noisy)
 
 
 @pytest.mark.parametrize("mode", ["insertion", "deletion"])
@@ -138,7 +139,7 @@ def test_road_by_hand(halves):
     assert (faithfulness.road(brighter_side, halves, np.zeros((2, 4, 4)), ids) == 0).all()
     for percentiles in ((), (0, 50), (50, 100)):
         with pytest.raises(ValueError, match="Percentiles"):
-            faithfulness.road(brighter_side, halves, half_maps(True, False), ids, percentiles)
+            faithfulness.road(brighter_side, halves, half_maps(True, False), ids, percentiles=percentiles)
 
 
 def test_drop_and_increase(halves):

@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import f1_score, roc_auc_score
 
 from utils import metrics
 
 HEAT = np.array([[[0.0, 0.2], [0.6, 0.2]]])
 MASK = np.array([[[False, True], [True, False]]])
 PER_IMAGE = (metrics.heat_in_mask, metrics.pointing_game, metrics.pixel_ap, metrics.best_iou)
-POOLED = (metrics.pxap, metrics.max_box_acc, metrics.max_box_acc_v2)
+POOLED = (metrics.pxap, metrics.max_box_acc_v2)
 LOCALISATION = (*PER_IMAGE, *POOLED)
-AGREEMENT = (metrics.pearson, metrics.spearman, metrics.top_iou)
+AGREEMENT = (metrics.pearson, metrics.spearman)
 
 
 @pytest.fixture
@@ -64,24 +63,36 @@ def test_best_iou_is_that_of_trying_every_threshold(rng):
     np.testing.assert_allclose(metrics.best_iou(heat, masks), [max(values) for values in tried])
 
 
-def test_max_box_acc(blob):
+def found(heat, masks, min_iou):
+    return metrics.max_box_acc_v2(heat, masks, min_ious=(min_iou,))
+
+
+def test_an_object_is_found_by_the_best_box_at_the_best_threshold(blob):
     heat = blob * 0.8
-    heat[0, 4, 5] = 1  # a hotter spot elsewhere: below 0.8 the rectangle is larger, above it is not seen
-    assert metrics.max_box_acc(heat, blob) == 1
-    heat[0, 3:5, 2:6] = 1  # 8 pixels, larger than the rectangle and touching it: one region, box 4 x 5 for 2 x 3
-    assert metrics.max_box_acc(heat, blob) == 0.5
-    assert metrics.max_box_acc(heat, blob, min_iou=6 / 20) == 1
-
-
-def test_max_box_acc_v2_takes_the_best_box(blob):
+    heat[0, 4, 5] = 1  # a hotter spot elsewhere: below 0.8 the rectangle has a box of its own, above it is not seen
+    assert found(heat, blob, 0.5) == 1
+    heat[0, 3:5, 2:6] = 1  # 8 pixels that touch the rectangle: one region, box 4 x 5 for 2 x 3
+    assert found(heat, blob, 0.5) == 0.5
+    assert found(heat, blob, 6 / 20) == 1
     heat = blob.astype(float)
-    heat[0, 4, :] = 1  # six pixels and a border apart from the rectangle
-    heat[0, 3, 5] = 1  # and a seventh: now it is the larger region
-    assert metrics.max_box_acc(heat, blob) == 0.5
+    heat[0, 4, :] = heat[0, 3, 5] = 1  # a region larger than the rectangle, but apart from it
     assert metrics.max_box_acc_v2(heat, blob) == 1
     heat = blob.astype(float)
     heat[0, 1:3, 1] = 0  # box 2 x 2 in a box 2 x 3: 0.67, enough for 0.3 and 0.5
     assert metrics.max_box_acc_v2(heat, blob) == pytest.approx((1 + 1 + 0.5) / 3)
+
+
+def test_one_threshold_for_all_boxes(blob):
+    weak, strong = (np.where(mask, 1, halo) for mask, halo in zip(blob, (0.3, 0.6), strict=True))
+    heat = np.stack([weak, strong])
+    assert found(heat, blob, 0.5) == 1  # above 0.6
+    heat[0, 1, 1] = 2  # now 0.5 of the maximum in the first map, and only one pixel above it
+    assert found(heat, blob, 0.5) == 0.5
+
+
+def test_images_without_an_object_have_no_box(blob):
+    heat, masks = np.concatenate([blob, blob]).astype(float), np.concatenate([blob, np.zeros_like(blob)])
+    assert metrics.max_box_acc_v2(heat, masks) == 1
 
 
 def test_boxes_of_masks_and_their_iou():
@@ -91,19 +102,6 @@ def test_boxes_of_masks_and_their_iou():
     pairs = [[0, 0, 4, 2], [0, 0, 4, 2], [0, 0, 1, 1]], [[2, 1, 4, 5], [0, 0, 4, 2], [1, 0, 2, 1]]
     np.testing.assert_allclose(metrics.box_iou(*pairs), [2 / 14, 1, 0])
     np.testing.assert_allclose(metrics.box_iou(np.array(pairs[0]), np.array([[0, 0, 4, 4]])), [0.5, 0.5, 1 / 16])
-
-
-def test_one_threshold_for_all_boxes(blob):
-    weak, strong = (np.where(mask, 1, halo) for mask, halo in zip(blob, (0.3, 0.6), strict=True))
-    heat = np.stack([weak, strong])
-    assert metrics.max_box_acc(heat, blob) == 1  # above 0.6
-    heat[0, 1, 1] = 2  # now 0.5 of the maximum in the first map, and only one pixel above it
-    assert metrics.max_box_acc(heat, blob) == 0.5
-
-
-def test_images_without_an_object_have_no_box(blob):
-    heat, masks = np.concatenate([blob, blob]).astype(float), np.concatenate([blob, np.zeros_like(blob)])
-    assert metrics.max_box_acc(heat, masks) == metrics.max_box_acc_v2(heat, masks) == 1
 
 
 def test_the_mask_itself_is_the_perfect_map(blob):
@@ -126,15 +124,6 @@ def test_a_map_of_zeros_points_at_nothing(blob):
         np.testing.assert_allclose(measure(zeros, blob), 6 / 30)
     for measure in AGREEMENT:
         assert np.isnan(measure(zeros, blob)).all()
-
-
-def test_top_iou():
-    heat = np.arange(10.0).reshape(1, 2, 5)  # hottest 20 %: the last two pixels
-    other = heat.copy()
-    other[0, 0, 0] = 9.5
-    assert metrics.top_iou(heat, 3 * heat + 1) == [1]
-    assert metrics.top_iou(heat, other) == pytest.approx([1 / 3])
-    assert metrics.top_iou(heat, -heat) == [0]
 
 
 def test_hottest_is_the_same_number_in_each_map(rng):
@@ -202,59 +191,3 @@ def test_centre_gaussian():
     baseline = metrics.centre_gaussian(9, 5)
     assert baseline.shape == (9, 5) and baseline[4, 2] == 1
     assert baseline[4, 3] == pytest.approx(np.exp(-((4 / 5) ** 2) / 2))  # σ = 5 / 4
-
-
-# Two regions, of 2 and 1 pixels, and a normal image; 9 pixels are without a defect.
-DEFECTS = np.array([[[1, 0, 0], [1, 0, 1]], [[0, 0, 0], [0, 0, 0]]], bool)
-DEFECT_HEAT = np.array([[[0.9, 0.5, 0.1], [0.6, 0.7, 0.4]], [[0.8, 0.0, 0.0], [0.0, 0.0, 0.0]]])
-
-
-def test_image_auroc():
-    # 3 of 4 pairs in order, one tie counts one half.
-    assert metrics.image_auroc(np.array([1, 3, 2, 3.0]), np.array([0, 0, 1, 1], bool)) == pytest.approx(2.5 / 4)
-    assert np.isnan(metrics.image_auroc(np.array([1.0, 2]), np.array([True, True])))
-
-
-def test_pixel_auroc_pools_all_images():
-    # Of the 9 other pixels 0.9 beats all, 0.6 all but 0.8 and 0.7, 0.4 all but these and 0.5.
-    assert metrics.pixel_auroc(DEFECT_HEAT, DEFECTS) == pytest.approx((9 + 7 + 6) / 27)
-
-
-def test_aupro():
-    # Overlap 1/4 before any false alarm and at the first two (0.8, 0.7), then 0.6 completes the first region: 1/2;
-    # the third false alarm (0.5), then 0.4: everything.
-    assert metrics.aupro(DEFECT_HEAT, DEFECTS, 2 / 9) == pytest.approx(1 / 4)
-    assert metrics.aupro(DEFECT_HEAT, DEFECTS, 3 / 9) == pytest.approx((2 / 4 + 1 / 2) / 3)
-    assert metrics.aupro(DEFECT_HEAT, DEFECTS, 1) == pytest.approx((2 / 4 + 1 / 2 + 6) / 9)
-    # Half way between two thresholds the curve is a straight line, here a level one.
-    assert metrics.aupro(DEFECT_HEAT, DEFECTS, 1 / 9 / 2) == pytest.approx(1 / 4)
-    assert metrics.aupro(DEFECTS * 1.0, DEFECTS) == 1
-    assert metrics.aupro(np.ones(DEFECTS.shape), DEFECTS, 0.3) == pytest.approx(0.15)  # one threshold: the diagonal
-    assert np.isnan(metrics.aupro(DEFECT_HEAT, np.zeros_like(DEFECTS)))
-
-
-def test_aupro_of_one_region_is_the_area_under_the_roc_curve(rng):
-    heat, masks = rng.random((3, 8, 8)).round(1), np.zeros((3, 8, 8), bool)
-    masks[1, 2:5, 3:7] = True
-    assert metrics.aupro(heat, masks, 1) == pytest.approx(metrics.pixel_auroc(heat, masks))
-    assert metrics.pixel_auroc(heat, masks) == pytest.approx(roc_auc_score(masks.ravel(), heat.ravel()))
-
-
-def test_best_f1(rng):
-    scores, anomalous = np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])
-    threshold, value = metrics.best_f1(scores, anomalous)
-    assert (threshold, value) == (0.35, pytest.approx(0.8))  # precision 2/3, recall 1
-    scores, anomalous = rng.random(50).round(1), rng.random(50) > 0.6
-    threshold, value = metrics.best_f1(scores, anomalous)
-    tried = [f1_score(anomalous, scores >= t) for t in np.unique(scores)]
-    assert value == pytest.approx(max(tried)) and f1_score(anomalous, scores >= threshold) == pytest.approx(value)
-    assert np.isnan(metrics.best_f1(scores, np.zeros(50, bool))).all()
-
-
-@pytest.mark.parametrize("measure", [metrics.image_auroc, metrics.best_f1])
-@pytest.mark.parametrize(
-    ("scores", "anomalous"), [([1.0], [1]), ([1.0, 2], [True]), ([], np.zeros(0, bool)), ([np.nan], [True])]
-)
-def test_anomaly_measures_refuse_what_is_no_score(measure, scores, anomalous):
-    with pytest.raises(ValueError, match="Received"):
-        measure(np.array(scores), np.array(anomalous))

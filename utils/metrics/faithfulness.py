@@ -1,10 +1,10 @@
-"""Is a heat map faithful: what does the network say when the pixels that the map calls hot are taken away, or left?
+"""Is a heat map faithful: what does the network say when the map's hot pixels are taken away, or when they alone stay?
 
 Each function asks ``predict``, any function images (n, H, W, 3) → scores (n, K). It is handed batches of at most
 `BATCH_SIZE` images of the same dtype and range of values as ``images``; `probabilities` makes one of an explainer.
 The measures are meant for probabilities. ``heatmaps`` are float (N, H, W), ``class_ids`` int (N,): the class that is
-explained. Which pixels are hottest, ties included, says `metrics.ranks`; a flat map, such as one of zeros, names none.
-Results are float (N,), one value an image.
+explained. `metrics.ranks` orders the pixels by heat, ties included; a flat map, such as one of zeros, has no hot ones.
+Results are float (N,), one value per image.
 
 All raise ValueError where shapes do not fit.
 """
@@ -33,16 +33,16 @@ def probabilities(explainer, scale: float = 30.0) -> Predict:
 
 
 def keep_and_delete(
-    predict: Predict, images: np.ndarray, heatmaps: np.ndarray, class_ids: np.ndarray, share: float = 0.25
+    predict: Predict, images: np.ndarray, heatmaps: np.ndarray, class_ids: np.ndarray, *, share: float = 0.25
 ) -> tuple[np.ndarray, np.ndarray]:
     """Does the class stay the best one when only the hottest quarter is left; when the hottest quarter is gone?
 
-    A faithful map has a high mean of the first and a low mean of the second. What is taken away is replaced by the
-    pixels of the blurred image (`imaging.blur_away`). Every map is granted the same number of pixels, also one with
-    less heat than that; but a flat map names none: nothing is left, nothing is gone.
+    A faithful map has a high mean of the first and a low mean of the second. Deleted pixels are replaced by those of
+    the blurred image (`imaging.blur_away`). Every map gets the same number of pixels, even one with less heat than
+    that; but a flat map has no hot pixels: nothing is kept, nothing is deleted.
 
     Args:
-        class_ids: what ``predict`` says of the images: "stay" assumes that it is the best one now.
+        class_ids: the best classes of the whole images, as ``predict`` gives them.
         share: of the pixels.
 
     Returns:
@@ -62,6 +62,7 @@ def insertion_auc(
     images: np.ndarray,
     heatmaps: np.ndarray,
     class_ids: np.ndarray,
+    *,
     n_steps: int = 24,
     sigma: float = 5.0,
 ) -> np.ndarray:
@@ -73,16 +74,28 @@ def insertion_auc(
     Args:
         n_steps: in which the pixels enter, the same number in each. The network is asked once more than that.
         sigma: of the Gaussian that blurs the copy, cut off at σ: 11 x 11 pixels for the paper's 5. Meant for 224 x 224;
-            at 96 x 96 a network may still know the copy.
+            at 96 x 96 a network may still recognise the copy.
+
+    Example:
+        >>> from utils.metrics import faithfulness
+        >>> image = np.zeros((1, 16, 16, 3), np.float32)
+        >>> image[0, 8, 8] = 255
+        >>> heat = (image[..., 0] > 0).astype(float)
+        >>> def predict(images):  # one class: is the pixel in the middle bright?
+        ...     return images[:, 8, 8, :1] / 255
+        >>> maps = np.concatenate([heat, 1 - heat])  # a faithful map and its opposite
+        >>> faithfulness.insertion_auc(predict, image.repeat(2, 0), maps, np.zeros(2, int)).round(2).tolist()
+        [0.98, 0.03]
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     size = 2 * round(sigma) + 1
     starts = (cv2.GaussianBlur(image.astype(np.float32), (size, size), sigma) for image in images)
-    return _auc(predict, zip(starts, images, strict=True), heatmaps, class_ids, n_steps, images.dtype)
+    pairs = zip(starts, images, strict=True)
+    return _auc(predict, pairs, heatmaps, class_ids, n_steps=n_steps, dtype=images.dtype)
 
 
 def deletion_auc(
-    predict: Predict, images: np.ndarray, heatmaps: np.ndarray, class_ids: np.ndarray, n_steps: int = 24
+    predict: Predict, images: np.ndarray, heatmaps: np.ndarray, class_ids: np.ndarray, *, n_steps: int = 24
 ) -> np.ndarray:
     """Deletion (RISE, arXiv 1806.07421): mean score while the pixels are set to 0, the hottest first; low is faithful.
 
@@ -91,7 +104,7 @@ def deletion_auc(
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     pairs = ((image, np.zeros_like(image)) for image in images)
-    return _auc(predict, pairs, heatmaps, class_ids, n_steps, images.dtype)
+    return _auc(predict, pairs, heatmaps, class_ids, n_steps=n_steps, dtype=images.dtype)
 
 
 def road(
@@ -99,6 +112,7 @@ def road(
     images: np.ndarray,
     heatmaps: np.ndarray,
     class_ids: np.ndarray,
+    *,
     percentiles: tuple[float, ...] = PERCENTILES,
     noise: float = 2.55,
     seed: int = 0,
@@ -106,18 +120,19 @@ def road(
     """ROAD (arXiv 2202.00449): how much more the hottest pixels matter than the coldest, when they are imputed.
 
     (score without the least relevant − score without the most relevant pixels) / 2, mean over the percentiles: in
-    [-0.5, 0.5] for probabilities, about 0 for an order by chance and 0 for a flat map. Imputed pixels (`impute`) betray
-    their outline less than black or blurred ones do. Takes about 0.1 s an image of 96 x 96.
+    [-0.5, 0.5] for probabilities, about 0 for a random order and 0 for a flat map. Imputed pixels (`impute`) betray
+    their outline less than black or blurred ones do. Takes about 0.1 s per image of 96 x 96.
 
     Args:
-        percentiles: of the pixels are removed, each in (0, 100).
+        percentiles: how many percent of the pixels are removed, each in (0, 100).
         noise: standard deviation of the Gaussian noise on imputed pixels, in units of the images: 0.01 of 0..255.
         seed: of the noise.
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     if not percentiles or min(percentiles) <= 0 or max(percentiles) >= 100:
         raise ValueError(f"Percentiles must lie between 0 and 100, at least one. Received: {percentiles}")
-    n_pixels, rng = heatmaps[0].size, np.random.default_rng(seed)
+    n_pixels = heatmaps[0].size
+    rng = np.random.default_rng(seed)
     counts = [round(n_pixels * percentile / 100) for percentile in percentiles]
 
     def imputed():
@@ -163,7 +178,7 @@ def drop_and_increase(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average drop and increase in confidence (Grad-CAM++, arXiv 1710.11063), image by image.
 
-    Y is the score of the image, O that of the image times its heat map: everything cold is black.
+    Y is the score of the image, O that of the image times its heat map, where cold pixels are black.
 
     Returns:
         drop: float (N,), max(0, Y − O) / Y, in [0, 1] for probabilities; NaN where Y ≤ 0. A low mean is faithful.
@@ -178,6 +193,7 @@ def drop_and_increase(
 
 
 def _check(images, heatmaps, class_ids):
+    """All three as arrays; ValueError where their shapes do not fit."""
     images, heatmaps, class_ids = np.asarray(images), metrics.check_heatmaps(heatmaps), np.asarray(class_ids)
     if images.shape != (*heatmaps.shape, 3):
         raise ValueError(f"Expected images of shape {(*heatmaps.shape, 3)}, as the maps. Received: {images.shape}")
@@ -203,7 +219,7 @@ def _neighbour_weights(height, width):
     return (half + half.T).tocsr()
 
 
-def _auc(predict, pairs, heatmaps, class_ids, n_steps, dtype):
+def _auc(predict, pairs, heatmaps, class_ids, *, n_steps, dtype):
     """Mean score while an image turns into another (pairs of them), the hottest pixels first."""
     if n_steps < 1:
         raise ValueError(f"Expected at least one step. Received: {n_steps}")
@@ -220,10 +236,11 @@ def _auc(predict, pairs, heatmaps, class_ids, n_steps, dtype):
 
 
 def _ask(predict: Predict, images: Iterable, class_ids: np.ndarray, dtype: np.dtype):
-    """Of M images: the score of the class (M,), and whether it is the best (M,). Holds one batch of them at a time."""
+    """For M images the score of the class (M,), and whether it is the best (M,). Holds one batch of them at a time."""
     images, scores, is_best = iter(images), [], []
     for start in range(0, len(class_ids), BATCH_SIZE):
-        batch, own = np.stack(list(islice(images, BATCH_SIZE))), class_ids[start : start + BATCH_SIZE]
+        batch = np.stack(list(islice(images, BATCH_SIZE)))
+        own = class_ids[start : start + BATCH_SIZE]
         if np.issubdtype(dtype, np.integer):
             batch = batch.round().clip(0, np.iinfo(dtype).max)
         result = np.asarray(predict(batch.astype(dtype)))

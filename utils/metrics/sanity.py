@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
-import keras
 import numpy as np
 
 from utils import imaging, metrics, networks
+from utils.repro import keras
 
 
 def cascade(
-    network: keras.Model, layers: Sequence[str] | None, explain: Callable[[keras.Model], np.ndarray], seed: int = 0
+    network: keras.Model,
+    explain: Callable[[keras.Model], np.ndarray],
+    *,
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """How similar maps remain while the network forgets: all its layers are shuffled, one by one, from the top down.
 
@@ -18,21 +22,21 @@ def cascade(
 
     Args:
         network: functional or Sequential; a copy is shuffled.
-        layers: after which of them the maps are compared, "outer/inner" in nested models; None: after each.
         explain: network → maps float (N, H, W), such as
             ``functools.partial(gradcam.explain, images=images, layer=layer, targets=labels)``, or `stored_weights`.
+        layers: the maps are compared after each of these, "outer/inner" in nested models; None: after every layer.
         seed: of the shuffling.
 
     Returns:
-        {layer: float (N,)}, from the top down: Spearman's rank correlation of the maps of the untouched network with
-        those after all layers down to this one were shuffled; NaN where a map is constant.
+        {layer: float (N,)}, from the top down: Spearman's rank correlation between the maps of the untouched network
+        and those after all layers down to this one were shuffled; NaN where a map is constant.
 
     Raises:
         ValueError: a layer is not there or has no weights.
     """
     copy, rng = keras.models.clone_model(network), np.random.default_rng(seed)
     copy.set_weights(network.get_weights())
-    by_name = {name: call.operation for name, call in networks.rehearse(copy)[1].items()}
+    by_name = {name: call.operation for name, call in networks.trace(copy)[1].items()}
     weighted = [name for name, layer in by_name.items() if getattr(layer, "weights", None) and "#" not in name]
     layers = weighted if layers is None else layers
     if unknown := [name for name in layers if name not in weighted]:

@@ -1,0 +1,75 @@
+"""How well an anomaly detector finds defective images, and defects in them. Needs no network.
+
+The measures are defined over all images at once and return one float: a normal image takes part with an empty mask, and
+heat need not end at 1. All raise ValueError where shapes do not fit, a mask is not bool or a score is NaN.
+"""
+
+import cv2
+import numpy as np
+from sklearn.metrics import auc, roc_auc_score
+
+from utils.metrics.maps import check_masks
+
+
+def image_auroc(scores: np.ndarray, anomalous: np.ndarray) -> float:
+    """Chance that a defective image scores higher than a normal one, ties count one half. NaN if one kind is missing.
+
+    Args:
+        scores: float (N,), high for anomalous.
+        anomalous: bool (N,).
+    """
+    scores, anomalous = _check_scores(scores, anomalous)
+    return float(roc_auc_score(anomalous, scores)) if 0 < anomalous.sum() < len(anomalous) else np.nan
+
+
+def pixel_auroc(heatmaps: np.ndarray, masks: np.ndarray) -> float:
+    """Chance that a pixel of a defect is hotter than another one, over the pixels of all images together."""
+    heatmaps, masks = check_masks(heatmaps, masks)
+    return image_auroc(heatmaps.ravel(), masks.ravel())
+
+
+def aupro(heatmaps: np.ndarray, masks: np.ndarray, *, max_fpr: float = 0.3) -> float:
+    """Area under the per-region overlap, in [0, 1] (Bergmann et al., MVTec AD, IJCV 2021).
+
+    At each threshold: the overlap, the share of a connected region (8 neighbours) that is hotter, mean over the regions
+    of all masks, so that a small defect counts as much as a large one; over the share of pixels without a defect that
+    are hotter, up to ``max_fpr``, by the trapezoidal rule. NaN where there is no region, or nothing but regions.
+
+    Example:
+        >>> from utils import metrics
+        >>> masks = np.zeros((1, 4, 4), bool)
+        >>> masks[0, 1:3, 1:3] = True
+        >>> metrics.aupro(masks.astype(float), masks), metrics.aupro(1.0 - masks, masks)
+        (1.0, 0.0)
+    """
+    heatmaps, masks = check_masks(heatmaps, masks)
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr must lie in (0, 1]. Received: {max_fpr!r}")
+    n_regions, overlap = 0, np.zeros(masks.shape)  # what each pixel adds to the sum of the regions' overlaps
+    for mask, gain in zip(masks, overlap, strict=True):
+        labels, areas = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[1:3]
+        gain[mask] = 1 / areas[labels[mask], cv2.CC_STAT_AREA]
+        n_regions += len(areas) - 1
+    if not n_regions or masks.all():
+        return np.nan
+    heat = heatmaps.ravel()
+    order = np.argsort(-heat, kind="stable")
+    separable = np.append(np.diff(heat[order]) < 0, True)  # no threshold separates equally hot pixels
+    pro = np.append(0, overlap.ravel()[order].cumsum()[separable] / n_regions)
+    fpr = np.append(0, (~masks).ravel()[order].cumsum()[separable] / (~masks).sum())
+    within = fpr <= max_fpr
+    pro = np.append(pro[within], np.interp(max_fpr, fpr, pro))
+    return float(auc(np.append(fpr[within], max_fpr), pro) / max_fpr)
+
+
+def _check_scores(scores, anomalous):
+    """Both as arrays; ValueError unless there are finite scores and as many bools."""
+    scores, anomalous = np.asarray(scores), np.asarray(anomalous)
+    if scores.ndim != 1 or not scores.size or anomalous.shape != scores.shape or anomalous.dtype != bool:
+        raise ValueError(
+            "Expected scores (N,), at least one, and as many bools. "
+            f"Received: scores of shape {scores.shape} and {anomalous.dtype} of shape {anomalous.shape}"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("Expected finite scores. Received: some with NaN or infinity")
+    return scores, anomalous
