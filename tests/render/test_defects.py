@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from utils.render import defects
-from utils.render.rings import NORMAL, render_circles
+from utils.render.rings import NORMAL, render_rings
 
 
 @pytest.fixture(scope="module")
 def rings():
-    return render_circles([NORMAL] * 8, 96)[0]
+    return render_rings([NORMAL] * 8, 96)[0]
 
 
 @pytest.mark.parametrize("kind", defects.KINDS)
@@ -17,7 +17,7 @@ def test_a_defect_is_where_its_mask_says(kind, rings, rng):
     made = 0
     for image, other in zip(rings, rings[::-1], strict=True):
         before = image.copy()
-        changed, mask = defects.make(image, other, rng, kind)
+        changed, mask = defects.add_defect(image, other, kind=kind, rng=rng)
         assert changed.dtype == np.uint8 and changed.shape == image.shape
         assert mask.dtype == bool and mask.shape == image.shape[:2]
         np.testing.assert_array_equal(image, before)
@@ -32,7 +32,7 @@ def test_a_defect_is_where_its_mask_says(kind, rings, rng):
 
 @pytest.mark.parametrize("kind", defects.KINDS)
 def test_the_same_generator_gives_the_same_defect(kind, rings):
-    once, again = (defects.make(rings[0], rings[1], np.random.default_rng(3), kind) for _ in range(2))
+    once, again = (defects.add_defect(rings[0], rings[1], kind=kind, rng=np.random.default_rng(3)) for _ in range(2))
     for a, b in zip(once, again, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -40,6 +40,6 @@ def test_the_same_generator_gives_the_same_defect(kind, rings):
 @pytest.mark.parametrize("kind", ["erased", "shifted"])
 def test_what_changes_nothing_is_no_defect(kind, rng):
     plain = np.full((48, 48, 3), 90, np.uint8)
-    changed, mask = defects.make(plain, plain, rng, kind)
+    changed, mask = defects.add_defect(plain, plain, kind=kind, rng=rng)
     assert not mask.any()
     np.testing.assert_array_equal(changed, plain)

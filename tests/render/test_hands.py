@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.render import backgrounds, hands
+from utils.render import backgrounds, camera, hand_pose, hands, zbuffer
 
 NAMES = [*hands.GESTURES, hands.NONE]
 GREEN = (0.0, 255.0, 0.0)
@@ -12,12 +12,12 @@ GREEN = (0.0, 255.0, 0.0)
 
 @pytest.fixture
 def studio(monkeypatch):
-    """Hands before a green screen: no shadow, no camera effects, no sleeves."""
-    arm = hands._arm
-    monkeypatch.setattr(backgrounds, "paint", lambda rng, size, *others: np.full((size, size, 3), GREEN, np.float32))
-    monkeypatch.setattr(hands, "_cast_shadow", lambda background, *others: background)
-    monkeypatch.setattr(hands, "_photograph", lambda picture, rng: np.clip(picture, 0, 255).round().astype(np.uint8))
-    monkeypatch.setattr(hands, "_arm", lambda *arguments: tuple(values[:2] for values in arm(*arguments)))
+    """Hands in front of a green screen: no shadow, no camera effects, no sleeves."""
+    arm = hand_pose._build_arm
+    monkeypatch.setattr(backgrounds, "paint", lambda rng, size, **others: np.full((size, size, 3), GREEN, np.float32))
+    monkeypatch.setattr(hands, "_cast_shadow", lambda background, *others, **more: background)
+    monkeypatch.setattr(camera, "photograph", lambda picture, rng: np.clip(picture, 0, 255).round().astype(np.uint8))
+    monkeypatch.setattr(hand_pose, "_build_arm", lambda *arguments: tuple(values[:2] for values in arm(*arguments)))
 
 
 @pytest.mark.parametrize("size", [32, 96, 97, 224])
@@ -76,7 +76,7 @@ def test_the_mask_is_exact(studio, size):
 def test_the_mask_follows_the_picture_to_the_pixel(studio, size):
     for seed, gesture in enumerate(hands.GESTURES * 4):
         rng = np.random.default_rng(seed)
-        _, _, alpha, mask, _ = hands._draw_hand(gesture, rng, size, hands._sample_light(rng), 1.0)
+        _, _, alpha, mask, _ = hands._draw_hand(gesture, rng, size, hands._sample_light(rng), variety=1.0)
         rim = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~mask
         assert ((alpha >= 0.5) != mask).sum() < 0.2 * rim.sum()
         assert alpha[mask].min() > 0.25 and alpha[~mask].max() < 0.75
@@ -93,13 +93,13 @@ def test_a_sleeve_is_no_skin(monkeypatch):
 
 
 def test_capsules_by_hand():
-    buffer = np.full((60, 80), hands.EMPTY, np.float32)
+    buffer = np.full((60, 80), zbuffer.EMPTY, np.float32)
 
     def draw(part, start, end):
-        hands._draw_capsules(buffer, np.array([[start, end]]), np.array([part]))
-        return (hands._part_ids(buffer) == part).sum()
+        zbuffer.draw_capsules(buffer, np.array([[start, end]]), np.array([part]))
+        return (zbuffer.part_ids(buffer) == part).sum()
 
-    assert not hands._part_ids(buffer).any()
+    assert not zbuffer.part_ids(buffer).any()
     assert np.isclose(draw(7, (20.5, 30.5, 5, 10), (50.5, 30.5, 5, 10)), np.pi * 10**2 + 30 * 20, rtol=0.02)
     assert np.isclose(buffer[30, 35], 5 + np.sqrt(10**2 - 0.5**2))
     assert np.isclose(buffer[23, 35], 5 + np.sqrt(10**2 - 7.5**2))
@@ -108,7 +108,7 @@ def test_capsules_by_hand():
     assert buffer[30, 35] > 35.9
     assert draw(10, (-90, 30, 0, 6), (-70, 30, 0, 6)) == 0  # outside the canvas
     before = buffer.copy()
-    hands._draw_capsules(buffer, np.empty((0, 2, 4)), np.empty(0, int))
+    zbuffer.draw_capsules(buffer, np.empty((0, 2, 4)), np.empty(0, int))
     assert np.array_equal(buffer, before)
 
 
@@ -116,19 +116,19 @@ def test_capsules_do_not_depend_on_their_company():
     rng = np.random.default_rng(0)
     ends = rng.uniform((-20, -20, -30, 3), (120, 120, 30, 20), (23, 2, 4))
     part = np.arange(1, 24)
-    together, alone = np.full((2, 100, 100), hands.EMPTY, np.float32)
-    hands._draw_capsules(together, ends, part)
+    together, alone = np.full((2, 100, 100), zbuffer.EMPTY, np.float32)
+    zbuffer.draw_capsules(together, ends, part)
     for i in range(23):
-        hands._draw_capsules(alone, ends[i:i + 1], part[i:i + 1])
-    assert len(np.unique(hands._part_ids(together))) > 8
-    assert (hands._part_ids(together) != hands._part_ids(alone)).mean() < 0.002  # but for rounding
+        zbuffer.draw_capsules(alone, ends[i : i + 1], part[i : i + 1])
+    assert len(np.unique(zbuffer.part_ids(together))) > 8
+    assert (zbuffer.part_ids(together) != zbuffer.part_ids(alone)).mean() < 0.002  # but for rounding
     assert np.isclose(together, alone, atol=0.05).mean() > 0.998
 
 
 def test_the_hand_has_human_proportions():
-    hand = hands._build_hand("pa", np.random.default_rng(0))
+    hand = hand_pose.build_hand("pa", np.random.default_rng(0))
     first = len(hand.part) - 14
-    tips, knuckles = hand.end[first:first + 12].reshape(4, 3, 3)[:, 2], hand.start[first:first + 12:3]
+    tips, knuckles = hand.end[first : first + 12].reshape(4, 3, 3)[:, 2], hand.start[first : first + 12 : 3]
     reach = np.linalg.norm(tips - knuckles, axis=1)  # index, middle, ring, little finger
     assert reach.argmax() == 1 and reach.argmin() == 3
     assert 0.8 < reach[1] / np.linalg.norm(knuckles[1]) < 1.15  # middle finger and palm
@@ -140,7 +140,7 @@ def test_fingers_stretch_as_the_gesture_says():
     stretched = {"choki": [True, True, False, False], "gu": [False] * 4, "pa": [True] * 4}
     for gesture, expected in stretched.items():
         for seed in range(20):
-            hand = hands._build_hand(gesture, np.random.default_rng(seed))
+            hand = hand_pose.build_hand(gesture, np.random.default_rng(seed))
             bones = slice(len(hand.part) - 14, len(hand.part) - 2)
             gain = (hand.end - hand.start)[bones].reshape(4, 3, 3).sum(1)[:, 1]
             assert (gain > 45).tolist() == expected
@@ -189,11 +189,16 @@ def test_skin_spans_pale_to_dark():
     assert (red > blue).mean() > 0.9 and (red > green).mean() > 0.9
 
 
+def take_view(gesture, seed, variety):
+    rng = np.random.default_rng(seed)
+    hand = hand_pose.build_hand(gesture, rng)
+    return hand_pose.take_view(hand, gesture, rng, width=192, height=192, variety=variety)
+
+
 def test_left_and_right_back_and_palm_all_occur():
     sides, faces = set(), set()
     for seed in range(40):
-        rng = np.random.default_rng(seed)
-        view = hands._take_view(hands._build_hand("pa", rng), "pa", rng, 192, 192, 1.0)
+        view = take_view("pa", seed, 1.0)
         faces.add(view.back[0, 2] > 0)
         across = np.diff(view.ends[-14:-2:3, 0, :2], axis=0).sum(0)  # index to little finger knuckle
         fingers = (view.ends[-14:-2, 1] - view.ends[-14:-2, 0])[:, :2].sum(0)
@@ -205,10 +210,7 @@ def test_left_and_right_back_and_palm_all_occur():
 def test_less_variety_gives_hands_more_alike(gesture):
     def spread(variety):
         """Standard deviations of the hands' places and of their sizes, in pixels."""
-        views = []
-        for seed in range(40):
-            rng = np.random.default_rng(seed)
-            views.append(hands._take_view(hands._build_hand(gesture, rng), gesture, rng, 192, 192, variety))
+        views = [take_view(gesture, seed, variety) for seed in range(40)]
         joints = np.array([view.ends[-14:, :, :2].reshape(-1, 2) for view in views])
         middles, sizes = (joints.min(1) + joints.max(1)) / 2, np.ptp(joints, axis=1).max(1)
         return middles.std(0).mean(), sizes.std()
@@ -229,7 +231,7 @@ def test_little_variety_leaves_plain_backgrounds(monkeypatch):
     painters = [lambda rng, size, i=i: used.append(i) or np.zeros((size, size, 3), np.float32) for i in range(10)]
     monkeypatch.setattr(backgrounds, "PAINTERS", painters)
     for seed in range(60):
-        hands.render_background(np.random.default_rng(seed), 32, 0.2)
+        hands.render_background(np.random.default_rng(seed), 32, variety=0.2)
     assert set(used) == {0, 1}
     for seed in range(60):
         hands.render_background(np.random.default_rng(seed), 32)
@@ -250,23 +252,25 @@ def test_motion_draws_a_point_out_into_a_line():
     point[10, 10] = 9
     line = np.zeros_like(point)
     line[10, 6:15] = 1  # four pixels to either side
-    np.testing.assert_allclose(backgrounds.motion_blur(point, 4, 0), line, atol=1e-6)
-    np.testing.assert_allclose(backgrounds.motion_blur(point, 4, np.pi / 2), line.T, atol=1e-6)
-    np.testing.assert_allclose(backgrounds.motion_blur(point, 4, np.pi / 4)[[7, 13], [7, 13]], 9 / 7, atol=1e-6)
+    np.testing.assert_allclose(camera.motion_blur(point, 4, 0), line, atol=1e-6)
+    np.testing.assert_allclose(camera.motion_blur(point, 4, np.pi / 2), line.T, atol=1e-6)
+    np.testing.assert_allclose(camera.motion_blur(point, 4, np.pi / 4)[[7, 13], [7, 13]], 9 / 7, atol=1e-6)
 
 
 def test_the_number_of_threads_does_not_matter(monkeypatch):
     images, masks = hands.render_hands(NAMES * 3, seed=12)
-    monkeypatch.setattr(hands.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
     again, masks_again = hands.render_hands(NAMES * 3, seed=12)
     assert np.array_equal(images, again) and np.array_equal(masks, masks_again)
 
 
 @pytest.mark.parametrize("variety", [0, -0.5, 1.5, float("nan")])
 def test_bad_variety(variety):
-    for call in (lambda: hands.render_hand("gu", np.random.default_rng(0), variety=variety),
-                 lambda: hands.render_hands(["gu"], variety=variety),
-                 lambda: hands.render_background(np.random.default_rng(0), variety=variety)):
+    for call in (
+        lambda: hands.render_hand("gu", np.random.default_rng(0), variety=variety),
+        lambda: hands.render_hands(["gu"], variety=variety),
+        lambda: hands.render_background(np.random.default_rng(0), variety=variety),
+    ):
         with pytest.raises(ValueError, match="Received: "):
             call()
 
@@ -281,8 +285,10 @@ def test_unknown_gesture(gesture):
 
 @pytest.mark.parametrize("size", [31, 513, 0, -96, 96.0, "96", None, True, (96, 96)])
 def test_bad_size(size):
-    for call in (lambda: hands.render_hand("gu", np.random.default_rng(0), size),
-                 lambda: hands.render_hands(["gu"], size),
-                 lambda: hands.render_background(np.random.default_rng(0), size)):
+    for call in (
+        lambda: hands.render_hand("gu", np.random.default_rng(0), image_size=size),
+        lambda: hands.render_hands(["gu"], size),
+        lambda: hands.render_background(np.random.default_rng(0), size),
+    ):
         with pytest.raises(ValueError, match="Received: "):
             call()

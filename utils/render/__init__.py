@@ -1,1 +1,5 @@
-"""Images that the project renders itself, with exact masks: hands, rings, backgrounds, and defects put into photos."""
+"""Images made from random numbers, with exact masks.
+
+`hands` (a `hand_pose` by way of a `zbuffer`) in front of `backgrounds`, `rings` on paper, `defects` added to any image.
+`camera` has the effects of a camera, `many` the loop and the checks of the renderers. All are imported by name.
+"""

@@ -1,51 +1,40 @@
 """What may lie behind a hand: plain walls, wood, cloth, clutter, rooms. All painted from random numbers.
 
-`paint` is the whole of it; `colour`, `noise` and `gauss` serve the hands too. Pictures here are float32 RGB (S,S,3) of
-about 0..255, not yet clipped: the camera does that. Most painters work on planes (S,S) and merge them at the end,
-because NumPy is slow when the last axis has only three entries.
+Call `paint`; `colour` and `noise` serve other renderers too. Pictures are float32 RGB (S, S, 3) of about 0..255, not
+yet clipped: the camera does that. Most painters work on planes (S, S) and merge them at the end, because NumPy is slow
+when the last axis has only three entries.
 """
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 
-BLURRED_SIDE = 112  # pixels: what is out of focus needs no more
+from utils.render.camera import gauss
+
+BLURRED_SIDE = 112  # pixels: a picture out of focus needs no more
 
 
-def colour(rng):
+def colour(rng: np.random.Generator) -> np.ndarray:
     """A random, rather muted RGB colour: float32 (3,)."""
     return (rng.uniform(25, 235) + rng.normal(0, rng.uniform(2, 24), 3)).astype(np.float32)
 
 
-def noise(rng, size, rows, columns, channels=1):
-    """Smooth noise in about ±0.5, a random value for each of rows × columns cells: float32 (S,S) or (S,S,channels)."""
+def noise(rng: np.random.Generator, size: int, rows: int, columns: int, *, channels: int = 1) -> np.ndarray:
+    """Smooth noise in about ±0.5, a random value per cell of rows × columns: float32 (S, S) or (S, S, channels)."""
     cells = rng.random((rows, columns, channels), np.float32) - np.float32(0.5)
     return cv2.resize(cells, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
-def gauss(values, sigma):
-    """Gaussian blur with a kernel no wider than the eye needs."""
-    return cv2.GaussianBlur(values, (2 * math.ceil(2.2 * sigma) + 1,) * 2, sigma)
-
-
-def motion_blur(picture, length, angle):
-    """What moved during the exposure, ``length`` pixels to either side, in the direction of the angle (radians)."""
-    middle = math.ceil(length)
-    dx, dy = round(length * math.cos(angle)), round(length * math.sin(angle))
-    kernel = np.zeros((2 * middle + 1,) * 2, np.float32)
-    cv2.line(kernel, (middle - dx, middle - dy), (middle + dx, middle + dy), 1.0)
-    return cv2.filter2D(picture, -1, kernel / kernel.sum())
-
-
 def _ramps(size, angle):
-    """Coordinates along and across a direction, about -1..1: two float32 (S,S)."""
+    """Coordinates along and across a direction, about -1..1: two float32 (S, S)."""
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     cos, sin = math.cos(angle) * ramp, math.sin(angle) * ramp
     return cos + sin[:, None], cos[:, None] - sin
 
 
-# ------------------------------------------------------------------------------- painters: (rng, size) -> (S,S,3)
+# The painters: (rng, size) → picture.
 def _wall(rng, size):
     tone, (along, _) = colour(rng).tolist(), _ramps(size, rng.uniform(0, 2 * math.pi))
     light = 1 + rng.uniform(0, 0.4) * along
@@ -55,7 +44,7 @@ def _wall(rng, size):
 
 def _texture(rng, size):
     cells = int(rng.integers(6, size // 2))
-    coloured = rng.uniform(0, 50) * noise(rng, size, cells, cells, 3)
+    coloured = rng.uniform(0, 50) * noise(rng, size, cells, cells, channels=3)
     coloured += _wall(rng, size)
     coloured += cv2.merge([rng.uniform(10, 110) * noise(rng, size, cells, cells)] * 3)
     return coloured
@@ -115,7 +104,7 @@ def _room(rng, size):
     """A wall with windows, doors or books, at times a curtain."""
     picture = _wall(rng, size)
     for _ in range(int(rng.integers(1, 5))):
-        x, y, w, h = (size * rng.uniform((-.1, -.1, .08, .2), (.8, .7, .5, .9))).astype(int).tolist()
+        x, y, w, h = (size * rng.uniform((-0.1, -0.1, 0.08, 0.2), (0.8, 0.7, 0.5, 0.9))).astype(int).tolist()
         cv2.rectangle(picture, (x, y), (x + w, y + h), colour(rng).tolist(), -1)
         cv2.rectangle(picture, (x, y), (x + w, y + h), colour(rng).tolist(), max(1, size // 50))
     if rng.random() < 0.4:
@@ -129,32 +118,36 @@ PAINTERS = (_wood, _wood, _wall, _wall, _texture, _cloth, _clutter, _clutter, _r
 
 
 def _person(rng, picture, skin):
-    """Draw somebody into a picture: shoulders, neck, face, hair; skin(rng) gives the tone."""
+    """Draw a person into a picture: shoulders, neck, hair, face, eyes, nose, mouth; skin(rng) gives the tone."""
     size, tone = len(picture), skin(rng)
     x, y = rng.uniform((0.1, 0.1), (0.9, 0.7)) * size
     width = size * rng.uniform(0.1, 0.3)  # of the face
     height, lean = width * rng.uniform(1.2, 1.5), rng.uniform(-12, 12)
 
-    def ellipse(x, y, a, b, fill):
-        axes = max(1, round(a)), max(1, round(b))
-        cv2.ellipse(picture, (round(x), round(y)), axes, lean, 0, 360, fill.tolist(), -1, cv2.LINE_AA)
+    def draw(dx, dy, axes, fill):
+        """An ellipse beside the middle of the face; all in widths and heights of the face."""
+        middle = round(x + dx * width), round(y + dy * height)
+        axes = max(1, round(axes[0] * width)), max(1, round(axes[1] * height))
+        cv2.ellipse(picture, middle, axes, lean, 0, 360, fill.tolist(), -1, cv2.LINE_AA)
 
     hair, clothes = colour(rng) * 0.5, colour(rng)
-    ellipse(x, y + 2.6 * height, 1.6 * width, 1.8 * height, clothes)
-    ellipse(x, y + 0.7 * height, 0.32 * width, 0.5 * height, 0.8 * tone)
-    ellipse(x, y - 0.1 * height, 0.58 * width, 0.58 * height, hair)
-    ellipse(x, y + 0.08 * height, 0.45 * width, 0.5 * height, tone)
+    draw(0, 2.6, (1.6, 1.8), clothes)
+    draw(0, 0.7, (0.32, 0.5), 0.8 * tone)
+    draw(0, -0.1, (0.58, 0.58), hair)
+    draw(0, 0.08, (0.45, 0.5), tone)
     for dx in (-0.18, 0.18):
-        ellipse(x + dx * width, y, 0.07 * width, 0.03 * height, 0.3 * tone)
-    ellipse(x, y + 0.15 * height, 0.05 * width, 0.1 * height, 0.85 * tone)
-    ellipse(x, y + 0.33 * height, 0.14 * width, 0.03 * height, tone * (0.8, 0.5, 0.5))
+        draw(dx, 0, (0.07, 0.03), 0.3 * tone)
+    draw(0, 0.15, (0.05, 0.1), 0.85 * tone)
+    draw(0, 0.33, (0.14, 0.03), tone * (0.8, 0.5, 0.5))
 
 
-def paint(rng, size, variety=1.0, decoy=colour):
-    """A background before the camera: float32 RGB (size,size,3), about 0..255.
+def paint(rng: np.random.Generator, size: int, *, variety: float = 1.0, decoy: Callable = colour) -> np.ndarray:
+    """A random background, before the camera: float32 RGB (size, size, 3), about 0..255.
 
-    variety: in (0, 1]; towards 0 only the plain painters are left. decoy: rng -> RGB (3,), the colour of things that
-    lie around now and then, for whoever wants them to look like something else at first sight.
+    Args:
+        size: side in pixels.
+        variety: in (0, 1]; towards 0 only the plain painters are left.
+        decoy: rng → RGB (3,), the colour of things that lie around now and then, such as a colour of skin.
     """
     blur = rng.uniform(0.4, 2.5) if rng.random() < 0.6 else 0.0  # out of focus, in 96ths of the picture
     side = min(size, BLURRED_SIDE) if blur else size

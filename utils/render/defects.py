@@ -1,8 +1,8 @@
-"""Artificial defects, made from normal images alone: what teaches a network what is not normal.
+"""Artificial defects, made from normal images alone: they teach a network what is not normal.
 
 A drawn line, a stain, a patch or a thin scar of another place (CutPaste, arXiv 2104.04015), a piece erased or shifted a
-little. The mask is what has really changed: paper pasted on paper is no defect. Nothing here knows what the images
-show; images are uint8 RGB (S, S, 3), masks bool (S, S), lengths in shares of the side S.
+little. The mask marks the pixels that really changed: paper pasted on paper is no defect. Nothing depends on what the
+images show. Images are uint8 RGB (S, S, 3), masks bool (S, S), lengths in shares of the side S.
 """
 
 import math
@@ -11,27 +11,37 @@ import cv2
 import numpy as np
 
 KINDS = ("line", "stain", "patch", "scar", "erased", "shifted")
-SMALLEST_CHANGE = 12.0  # of any channel, in grey levels: less is hardly to be seen
+SMALLEST_CHANGE = 12.0  # of any channel, in grey levels: less is hardly visible
 SMALLEST_AREA = 1e-3  # of the image
-TRIALS = 8  # to change something that is to be seen
+TRIALS = 8  # to make a visible change
 
 
-def make(image: np.ndarray, other: np.ndarray, rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """A copy of a normal image with an artificial defect, and the mask of it.
+def add_defect(
+    image: np.ndarray, other: np.ndarray, *, kind: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A copy of a normal image with an artificial defect, and the defect's mask.
 
     Args:
         image: uint8 (S, S, 3).
-        other: another normal image of that size, or the same: what is pasted comes from it.
+        other: another normal image of that size, or the same one; pasted pieces come from it.
         kind: one of `KINDS`.
 
     Returns:
-        uint8 (S, S, 3) and bool (S, S); the image as it is and an empty mask if no trial changed it visibly, as in an
+        uint8 (S, S, 3) and bool (S, S); the unchanged image and an empty mask if no trial changed it visibly, as in an
         image of one colour.
+
+    Example:
+        >>> from utils.render import defects
+        >>> rng = np.random.default_rng(0)
+        >>> image = rng.integers(0, 255, (64, 64, 3), np.uint8)
+        >>> changed, mask = defects.add_defect(image, image, kind="stain", rng=rng)
+        >>> bool(mask.any()), bool((changed[mask] != image[mask]).any())
+        (True, True)
     """
     for _ in range(TRIALS):
         changed = _DEFECTS[kind](image.astype(np.float32), other.astype(np.float32), rng)
         changed = np.clip(np.round(changed), 0, 255).astype(np.uint8)
-        change = cv2.blur(cv2.absdiff(changed, image).max(axis=-1), (3, 3))  # of single pixels makes areas
+        change = cv2.blur(cv2.absdiff(changed, image).max(axis=-1), (3, 3))  # makes areas of single pixels
         mask = change >= SMALLEST_CHANGE
         if mask.mean() >= SMALLEST_AREA:
             return changed, mask
@@ -58,10 +68,12 @@ def _stain(image, other, rng):
 
 
 def _patch(image, other, rng):
+    """A blob of another place."""
     return _paste(image, other, _blob(len(image), rng, (0.04, 0.25)), rng)
 
 
 def _scar(image, other, rng):
+    """A thin strip of another place."""
     side, plane = len(image), np.zeros(image.shape[:2], np.float32)
     size = side * rng.uniform(0.05, 0.35), side * rng.uniform(0.01, 0.05)
     corners = cv2.boxPoints(((side * rng.random(), side * rng.random()), size, rng.uniform(0, 180)))
@@ -70,13 +82,14 @@ def _scar(image, other, rng):
 
 
 def _erased(image, other, rng):
-    """What is there gives way to what is around it: the median of a wide window, with the grain of another place."""
+    """The surroundings close over a blob: the median of a wide window, with the grain of another place."""
     around, grain = _median(image), other - _median(other)
     grain = np.clip(_moved(grain, rng), -SMALLEST_CHANGE, SMALLEST_CHANGE)  # no lines
     return _blend(image, around + grain, _blob(len(image), rng, (0.04, 0.35)), rng, opacity=(1, 1))
 
 
 def _shifted(image, other, rng):
+    """A blob of the image, moved a little."""
     side, angle = len(image), rng.uniform(0, 2 * math.pi)
     way = np.round(side * rng.uniform(0.02, 0.1) * np.array([math.sin(angle), math.cos(angle)])).astype(int)
     return _blend(image, np.roll(image, way, (0, 1)), _blob(side, rng, (0.05, 0.25)), rng, opacity=(1, 1))
@@ -85,7 +98,8 @@ def _shifted(image, other, rng):
 _DEFECTS = dict(zip(KINDS, (_line, _stain, _patch, _scar, _erased, _shifted), strict=True))
 
 
-def _blend(image, fill, plane, rng, opacity):
+def _blend(image, fill, plane, rng, *, opacity):
+    """The fill where the plane is 1, with a soft border and a random opacity from that range."""
     soft = rng.uniform(0.2, 0.9) * max(1.0, len(image) / 96)
     plane = rng.uniform(*opacity) * cv2.GaussianBlur(plane, (0, 0), soft)
     return image + plane[..., None] * (fill - image)
@@ -109,14 +123,14 @@ def _moved(image, rng):
 
 
 def _median(image):
-    """Of a window a quarter of the side wide, on a smaller copy: uint8 steps are fine enough for it."""
+    """Median of a window a quarter of the side wide, on a smaller copy: uint8 steps are fine enough for it."""
     small = cv2.resize(np.clip(image, 0, 255).astype(np.uint8), (32, 32), interpolation=cv2.INTER_AREA)
     median = cv2.GaussianBlur(cv2.medianBlur(small, 9), (0, 0), 1.0)
     return cv2.resize(median, image.shape[1::-1]).astype(np.float32)
 
 
 def _colour(image, other, rng):
-    """Of another place of the images, or any: float32 (3,)."""
+    """A colour of another place, or any: float32 (3,)."""
     if rng.random() < 0.5:
         return other[tuple(rng.integers(0, len(other), 2))]
     return (rng.uniform(0, 255) + rng.normal(0, rng.choice([5, 40]), 3)).astype(np.float32)

@@ -6,34 +6,47 @@ sides, x to the right and y down, angles in radians. No photo is read.
 """
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import cv2
 import numpy as np
 
-from utils.render.backgrounds import gauss, noise
+from utils.render import camera
+from utils.render.backgrounds import noise
+from utils.render.many import check_image_size, check_names, render_many
 
 NORMAL = "normal"
 DEFECTS = ("extra stroke", "cross", "dot", "extra arc", "missing piece", "broken line")
 SIZE_RANGE = (32, 1024)  # pixels
 CANVAS_SIDE = 384  # smaller images are drawn at least this large and averaged down
-SHIFT = 4  # bits of a pixel's fraction in OpenCV's coordinates
+FRACTION_BITS = 4  # of a pixel, in OpenCV's coordinates
 N_POINTS = 240  # of a ring
 
 
-def render_circle(kind, rng, image_size=96, difficulty=0.5):
+def render_ring(
+    kind: str, rng: np.random.Generator, *, image_size: int = 96, difficulty: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
     """One ring on paper.
 
-    kind: "normal" or one of DEFECTS. rng: np.random.Generator. image_size: S, 32..1024 pixels. difficulty: 0..1; from
-    large and black defects on steady rings to small and pale ones on shaky rings.
-    Returns the image, uint8 RGB (S,S,3), and the mask, bool (S,S): pixels of which the defect covers at least half
-    (in tiny images, where it covers no pixel so far, the most), before any blur; where line is missing, those that it
-    would cover. All False of a normal ring. Raises ValueError for a bad kind, size or difficulty.
+    Args:
+        kind: `NORMAL` or one of `DEFECTS`.
+        image_size: S, side in pixels, 32..1024.
+        difficulty: 0..1; from large and black defects on steady rings to small and pale ones on shaky rings.
+
+    Returns:
+        The image, uint8 RGB (S, S, 3), and the mask, bool (S, S): pixels of which the defect covers at least half (in
+        tiny images, where no pixel reaches one half: the most covered pixels), before any blur; where line is missing,
+        those that it would cover. All False for a normal ring.
+
+    Raises:
+        ValueError: unknown kind; size or difficulty out of range.
     """
     _check((kind,), image_size, difficulty)
     side = image_size * math.ceil(CANVAS_SIDE / image_size)
     ring, width = _sample_ring(rng, difficulty)
     widths = width * (1 + 0.15 * _smooth(rng, len(ring), 9))
-    extra, missing = _sample_defect(kind, rng, ring, width, difficulty)
+    extra, missing = _sample_defect(kind, rng, ring, width=width, difficulty=difficulty)
     ink, mark = np.zeros((2, side, side), np.uint8)
     for first, last in zip((0, *missing[1::2]), (*missing[::2], N_POINTS - 1), strict=True):
         _draw(ink, ring[first : last + 1], widths[first : last + 1])
@@ -48,28 +61,30 @@ def render_circle(kind, rng, image_size=96, difficulty=0.5):
     return _photograph(ink, rng), covered >= np.clip(covered.max(), 1, 128)
 
 
-def render_circles(kinds, image_size=96, seed=0, difficulty=0.5):
-    """Many rings, one for each name in kinds.
+def render_rings(
+    kinds: Sequence[str], image_size: int = 96, *, seed: int = 0, difficulty: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Many rings, one per kind; settings and errors as in `render_ring`.
 
-    Returns images, uint8 RGB (N,S,S,3), and masks, bool (N,S,S). Image i depends on seed, i, kinds[i], size and
-    difficulty alone, so a longer list begins with the same images. Raises ValueError as render_circle does.
+    Returns:
+        Images, uint8 RGB (N, S, S, 3), and masks, bool (N, S, S). Image i depends on seed, i, kinds[i] and the settings
+        alone, so a longer list begins with the same images.
+
+    Example:
+        >>> from utils.render import rings
+        >>> images, masks = rings.render_rings(["normal", "cross"], image_size=64, seed=1)
+        >>> images.shape, masks.any(axis=(1, 2)).tolist()
+        ((2, 64, 64, 3), [False, True])
     """
     kinds = list(kinds)
     _check(kinds, image_size, difficulty)
-    images = np.empty((len(kinds), image_size, image_size, 3), np.uint8)
-    masks = np.empty((len(kinds), image_size, image_size), bool)
-    for i, kind in enumerate(kinds):
-        images[i], masks[i] = render_circle(kind, np.random.default_rng([seed, i]), image_size, difficulty)
-    return images, masks
+    render = partial(render_ring, image_size=image_size, difficulty=difficulty)
+    return render_many(render, kinds, image_size=image_size, seed=seed)
 
 
 def _check(kinds, image_size, difficulty):
-    for kind in kinds:
-        if kind not in (NORMAL, *DEFECTS):
-            raise ValueError(f"A kind must be one of {', '.join((NORMAL, *DEFECTS))}. Received: {kind!r}")
-    low, high = SIZE_RANGE
-    if isinstance(image_size, bool) or not isinstance(image_size, (int, np.integer)) or not low <= image_size <= high:
-        raise ValueError(f"image_size must be an integer from {low} to {high} pixels. Received: {image_size!r}")
+    check_names("kind", kinds, (NORMAL, *DEFECTS))
+    check_image_size(image_size, *SIZE_RANGE)
     if not 0 <= difficulty <= 1:
         raise ValueError(f"difficulty must lie in [0, 1]. Received: {difficulty!r}")
 
@@ -80,7 +95,7 @@ def _smooth(rng, n, cells):
 
 
 def _sample_ring(rng, difficulty):
-    """Points of the stroke, float (N_POINTS,2), and the width of its line."""
+    """Points of the stroke, float (N_POINTS, 2), and the width of its line."""
     radius = rng.uniform(0.2, 0.42)
     start, overlap = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.2)  # it ends a little behind its beginning
     angles = start + np.linspace(0, 2 * math.pi + overlap, N_POINTS)
@@ -95,8 +110,8 @@ def _sample_ring(rng, difficulty):
     return points + 0.5 + rng.uniform(-1, 1, 2) * min(room, 0.08), rng.uniform(0.02, 0.03)
 
 
-def _sample_defect(kind, rng, ring, width, difficulty):
-    """Extra strokes, each float (n,2), and where the ring's line ends and begins anew: numbers of its points."""
+def _sample_defect(kind, rng, ring, *, width, difficulty):
+    """Extra strokes, each float (n, 2), and where the ring's line ends and begins anew: numbers of its points."""
 
     def between(easy, hard):
         """A random size between ranges that move from the easy to the hard one."""
@@ -106,7 +121,7 @@ def _sample_defect(kind, rng, ring, width, difficulty):
     centre = ring.mean(axis=0)
     place = ring[rng.integers(N_POINTS // 8, N_POINTS - N_POINTS // 8)]  # away from where the ends meet
     if kind == "extra stroke":
-        half, angle = between((0.2, 0.3), (0.08, 0.16)), _outward(place - centre) + rng.uniform(-0.9, 0.9)
+        half, angle = between((0.2, 0.3), (0.08, 0.16)), _angle(place - centre) + rng.uniform(-0.9, 0.9)
         return [_line(place + rng.normal(0, 0.02, 2), half, angle, rng.normal(0, 0.02))], []
     if kind == "cross":
         half, angle = between((0.05, 0.08), (0.03, 0.045)), rng.uniform(0, math.pi)
@@ -129,7 +144,7 @@ def _sample_defect(kind, rng, ring, width, difficulty):
         first = int(rng.integers(N_POINTS // 8, N_POINTS - N_POINTS // 8 - n))
         return [], [first, first + n]
     if kind == "broken line":
-        # Ends of a line are round: only what is longer than the line is wide leaves a gap.
+        # Ends of a line are round: a missing piece shorter than the line's width leaves no gap.
         length = width * between((1.9, 2.4), (1.5, 1.8))
         n = math.ceil(length * N_POINTS / np.linalg.norm(np.diff(ring, axis=0), axis=1).sum())
         firsts = N_POINTS // 6 + np.arange(3) * N_POINTS // 5 + rng.integers(0, N_POINTS // 10, 3)
@@ -137,7 +152,7 @@ def _sample_defect(kind, rng, ring, width, difficulty):
     return [], []
 
 
-def _outward(vector):
+def _angle(vector):
     return math.atan2(vector[1], vector[0])
 
 
@@ -146,26 +161,24 @@ def _direction(angle):
 
 
 def _line(middle, half, angle, bend):
-    """A slightly bent line: float (20,2)."""
+    """A slightly bent line: float (20, 2)."""
     along = np.linspace(-1, 1, 20)[:, None]
     return middle + half * along * _direction(angle) + bend * (1 - along**2) * _direction(angle + math.pi / 2)
 
 
 def _draw(plane, points, widths):
-    """Draw a stroke on uint8 (side,side), in place."""
+    """Draw a stroke on uint8 (side, side), in place."""
     side = len(plane)
-    corners = np.round(points * side * 2**SHIFT).astype(int).tolist()
+    corners = np.round(points * side * 2**FRACTION_BITS).astype(int).tolist()
     thickness = np.maximum(1, np.round(widths * side)).astype(int).tolist()
     for start, end, line in zip(corners[:-1], corners[1:], thickness[1:], strict=True):
-        cv2.line(plane, start, end, 255, line, cv2.LINE_8, SHIFT)
+        cv2.line(plane, start, end, 255, line, cv2.LINE_8, FRACTION_BITS)
 
 
 def _photograph(ink, rng):
-    """Paper under the ink, float (S,S) in 0..1, as a camera sees it: uint8 RGB (S,S,3)."""
+    """Paper under the ink, float (S, S) in 0..1, as a camera sees it: uint8 RGB (S, S, 3)."""
     size = len(ink)
-    ramp = np.linspace(-1, 1, size, dtype=np.float32)
-    x0, y0 = rng.uniform(-0.3, 0.3, 2)
-    light = 1 - rng.uniform(0.05, 0.2) * ((ramp - x0) ** 2 + ((ramp - y0) ** 2)[:, None]) / 2  # vignette
+    light = camera.vignette(size, rng)
     light += rng.uniform(0, 0.04) * noise(rng, size, 4, 4)
     paper = rng.uniform(222, 248) + rng.normal(0, 3, 3)
     marker = rng.uniform(18, 48) + rng.normal(0, 4, 3)
@@ -173,7 +186,7 @@ def _photograph(ink, rng):
     specks = np.zeros((size, size), np.float32)
     for _ in range(rng.poisson(3)):  # dust: far smaller and paler than a dot
         specks[tuple(rng.integers(0, size, 2))] = rng.uniform(0.05, 0.25)
-    soft = gauss(np.maximum(ink.astype(np.float32), specks), rng.uniform(0.3, 0.6) * size / 96)[..., None]
+    soft = camera.gauss(np.maximum(ink.astype(np.float32), specks), rng.uniform(0.3, 0.6) * size / 96)[..., None]
     picture = (paper + soft * (marker - paper)) * light[..., None]
-    picture += rng.normal(0, rng.uniform(0.5, 2.5), picture.shape)
+    picture = camera.add_noise(picture, rng.uniform(0.5, 2.5), rng)
     return np.clip(np.round(picture), 0, 255).astype(np.uint8)

@@ -1,0 +1,62 @@
+"""A camera's effects on a picture: blur, motion, exposure, noise, JPEG, vignette.
+
+A picture is float32 RGB (S, S, 3) of about 0..255, not yet clipped; an image is uint8 RGB (S, S, 3). Random numbers
+come from the generator ``rng`` alone: the same generator gives the same image.
+"""
+
+import math
+from statistics import NormalDist
+
+import cv2
+import numpy as np
+
+GAUSSIAN = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)  # of a random byte
+
+
+def gauss(values: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur, σ in pixels, with a kernel no wider than the eye needs."""
+    return cv2.GaussianBlur(values, (2 * math.ceil(2.2 * sigma) + 1,) * 2, sigma)
+
+
+def motion_blur(picture: np.ndarray, length: float, angle: float) -> np.ndarray:
+    """Smear a picture by movement during the exposure, ``length`` pixels to either side, angle in radians."""
+    middle = math.ceil(length)
+    dx, dy = round(length * math.cos(angle)), round(length * math.sin(angle))
+    kernel = np.zeros((2 * middle + 1,) * 2, np.float32)
+    cv2.line(kernel, (middle - dx, middle - dy), (middle + dx, middle + dy), 1.0)
+    return cv2.filter2D(picture, -1, kernel / kernel.sum())
+
+
+def vignette(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Light that fades from a place near the middle: float (S, S), at most 1."""
+    ramp = np.linspace(-1, 1, size, dtype=np.float32)
+    x0, y0 = rng.uniform(-0.3, 0.3, 2)
+    return 1 - rng.uniform(0.05, 0.2) * ((ramp - x0) ** 2 + ((ramp - y0) ** 2)[:, None]) / 2
+
+
+def add_noise(picture: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """The picture with Gaussian noise of that standard deviation: float64, not clipped."""
+    return picture + rng.normal(0, sigma, picture.shape)
+
+
+def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """The image after JPEG compression, quality 0..100."""
+    _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(file, cv2.IMREAD_COLOR)
+
+
+def photograph(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Exposure, white balance, motion or blur, noise: the picture, which is used up, as an image."""
+    size = len(picture)
+    gain = (rng.uniform(0.7, 1.2) * rng.normal(1, 0.04, 3)).astype(np.float32)
+    chance = rng.random()
+    if chance < 0.15:
+        picture = motion_blur(picture, rng.uniform(0.015, 0.05) * size, rng.uniform(0, math.pi))
+    elif chance < 0.65:
+        picture = gauss(picture, rng.uniform(0.3, 0.9) * size / 96)
+    picture = picture.reshape(size, -1)
+    picture *= np.tile(gain, size)  # rows of RGBRGB…: quick for NumPy
+    # The quickest noise: random bytes, eight to a number, each looked up in a table of Gaussian values.
+    words = rng.integers(0, 2**64 - 1, picture.size // 8 + 1, np.uint64, endpoint=True)
+    grain = words.view(np.uint8)[: picture.size].reshape(picture.shape)
+    return cv2.add(picture, cv2.LUT(grain, GAUSSIAN[None] * rng.uniform(0, 7)), dtype=cv2.CV_8U).reshape(size, size, 3)
