@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 
 from utils import data, imaging
-from utils.render import hands
-from utils.render.backgrounds import motion_blur
+from utils.render import camera, hands
 
 T = TypeVar("T")
 
@@ -231,11 +230,9 @@ def _photograph(image, backgrounds, rng, strength):
     if blur and rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), side * rng.uniform(*BLUR))
     elif blur:
-        image = motion_blur(image, side * rng.uniform(*MOTION), rng.uniform(0, math.pi))
+        image = camera.motion_blur(image, side * rng.uniform(*MOTION), rng.uniform(0, math.pi))
     if noise:
-        grain = rng.normal(0, rng.uniform(*NOISE), image.shape)
-        image = np.clip(image + grain, 0, 255).astype(np.uint8)
+        image = np.clip(camera.add_noise(image, rng.uniform(*NOISE), rng), 0, 255).astype(np.uint8)
     if jpeg:
-        _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG))])
-        image = cv2.imdecode(file, cv2.IMREAD_COLOR)
+        image = camera.jpeg(image, int(rng.integers(*JPEG)))
     return image

@@ -5,7 +5,7 @@ Of a layer's feature maps A (h, w, C), the score s of a class and the gradients 
 
 The score is the cosine similarity to the class prototype where the network ends in ArcFace (without its margin), and
 the logit where it ends in a softmax or sigmoid classifier. Nested and Sequential networks are run layer by layer
-(`networks.run`); no network is changed.
+(`networks.run_layer_by_layer`); no network is changed.
 """
 
 import functools
@@ -311,7 +311,7 @@ def _gradient_function(network, layers, method, score_function):
                     tape.watch(output)
                 return output
 
-            output, calls = networks.run(network, images, call)
+            output, calls = networks.run_layer_by_layer(network, images, call=call)
             head = networks.head(output, calls)
             scores = tf.cast(networks.scores(head), tf.float32)
             score, scale = _scaled(_select(scores, class_ids, score_function), calls)
@@ -339,7 +339,7 @@ def _guided_function(network, score_function):
     def step(images, class_ids):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
-            output, calls = networks.run(network, images, guided.call_layer(replaced))
+            output, calls = networks.run_layer_by_layer(network, images, call=guided.call_layer(replaced))
             scores = tf.cast(networks.scores(networks.head(output, calls)), tf.float32)
             score, scale = _scaled(_select(scores, class_ids, score_function), calls)
         return _finite(_gradient(tape, score, [images], scale)[0])
@@ -360,7 +360,7 @@ def _masked_score_function(network, score_function):
     def step(image, maps, class_id):
         masks = tf.image.resize(tf.transpose(maps, (2, 0, 1))[..., None], tf.shape(image)[:2])  # (C,H,W,1)
         low, high = (reduce(masks, axis=(1, 2), keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
-        output, calls = networks.run(network, image * tf.math.divide_no_nan(masks - low, high - low))
+        output, calls = networks.run_layer_by_layer(network, image * tf.math.divide_no_nan(masks - low, high - low))
         scores = tf.cast(networks.scores(networks.head(output, calls)), tf.float32)
         return _select(scores, tf.fill(tf.shape(scores)[:1], class_id), score_function)
 

@@ -37,7 +37,7 @@ def twin(operation):
 
 
 def call_layer(replaced: list):
-    """A ``call`` for `networks.run` that follows the guided rule and notes the names of the layers it changed."""
+    """A ``call`` for `networks.run_layer_by_layer` that follows the guided rule and notes the names of the layers it changed."""
 
     def call(name, operation, *args, **kwargs):
         substitute = twin(operation)
