@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from utils import imaging, runtime
-from utils.__main__ import DEFAULT_MODEL, main
-from utils.commands import annotate
+from utils.__main__ import main
+from utils.commands import annotate, annotation_files
+from utils.commands.annotation_files import SHEETS, TRAINVAL, YOLO
+from utils.commands.common import DEFAULT_MODEL
 
 HANDS = DEFAULT_MODEL.parents[1] / "hands"
 NAMES = ("green", "red", "none")
@@ -31,7 +33,7 @@ class FakeExplainer:
 
     class_names, image_size, metadata = NAMES, (SIDE, SIDE), {"sha256": "0" * 64}
 
-    def __init__(self, *_):
+    def __init__(self, *_, **__):
         pass
 
     def explain(self, images):
@@ -76,7 +78,9 @@ def photos(tmp_path):
 
 def run(photos, out, force=False, formats=annotate.FORMATS, **settings):
     files = imaging.image_files([photos])
-    return annotate.run(files, "no file", out, annotate.Settings(0.5, **settings), formats, force=force)
+    return annotate.run(
+        files, "no file", out, settings=annotate.Settings(0.5, **settings), formats=formats, force=force
+    )
 
 
 def tree(folder):
@@ -109,7 +113,7 @@ def test_boxes_are_the_patches_in_every_format(fake, photos, tmp_path):
     for name, truth in {"a": [[12, 6, 30, 24]], "b": [[36, 30, 66, 46], [3, 2, 18, 24]]}.items():
         for boxes in corners(tmp_path / "out", name):
             np.testing.assert_allclose(boxes, truth, atol=1e-4)
-    assert (tmp_path / "out" / annotate.TRAINVAL).read_text() == "a\nb\n"
+    assert (tmp_path / "out" / TRAINVAL).read_text() == "a\nb\n"
     assert [line.split()[0] for line in (tmp_path / "out/labels/b.txt").read_text().splitlines()] == ["0", "0"]
     coco = json.loads((tmp_path / "out" / annotate.COCO).read_text())
     assert [c["name"] for c in coco["categories"]] == ["green", "red"] and len(coco["annotations"]) == 3
@@ -117,8 +121,8 @@ def test_boxes_are_the_patches_in_every_format(fake, photos, tmp_path):
         x, y, w, h = item["bbox"]
         polygon = set(map(tuple, np.reshape(item["segmentation"][0], (-1, 2))))
         assert polygon == {(x, y), (x + w, y), (x + w, y + h), (x, y + h)} and item["area"] == w * h
-    sheet = imaging.read_image(tmp_path / "out" / annotate.SHEETS / "0001.jpg")
-    assert sheet.shape == (annotate.TILE, annotate.SHEET_COLUMNS * annotate.TILE, 3)
+    sheet = imaging.read_image(tmp_path / "out" / SHEETS / "0001.jpg")
+    assert sheet.shape == (annotation_files.TILE, annotation_files.SHEET_COLUMNS * annotation_files.TILE, 3)
 
 
 def test_each_rejected_image_has_its_reason(fake, photos, tmp_path):
@@ -140,7 +144,7 @@ def test_formats_can_be_chosen_and_added(fake, photos, tmp_path):
     run(photos, out, formats=["coco"])
     assert (out / annotate.COCO).exists() and not (out / "labels").exists() and not (out / "Annotations").exists()
     assert run(photos, out, formats=["voc"]).explained == 0
-    assert (out / annotate.TRAINVAL).exists() and not (out / annotate.YOLO).exists()
+    assert (out / TRAINVAL).exists() and not (out / YOLO).exists()
     with pytest.raises(ValueError, match="The formats are voc, coco, yolo. Received: kitti"):
         run(photos, out, formats=["kitti"])
 
@@ -181,7 +185,8 @@ def annotated(tmp_path_factory):
     """The shipped model's annotations of the shipped images."""
     out = tmp_path_factory.mktemp("annotated")
     folders = [HANDS / name for name in ("choki", "gu", "none", "pa")]
-    annotate.run(imaging.image_files(folders), DEFAULT_MODEL / runtime.FLOAT_FILE, out, annotate.Settings(n_boxes=2))
+    settings = annotate.Settings(n_boxes=2)
+    annotate.run(imaging.image_files(folders), DEFAULT_MODEL / runtime.FLOAT_FILE, out, settings=settings)
     return out
 
 
@@ -219,7 +224,7 @@ def test_supervision_reads_all_three(annotated):
     images, labels, notes = (str(annotated / name) for name in (annotate.IMAGES, "labels", "Annotations"))
     read = {
         "voc": dataset.from_pascal_voc(images, notes),
-        "yolo": dataset.from_yolo(images, labels, str(annotated / annotate.YOLO)),
+        "yolo": dataset.from_yolo(images, labels, str(annotated / YOLO)),
         "coco": dataset.from_coco(images, str(annotated / annotate.COCO)),
     }
     for kind, found in read.items():
@@ -331,7 +336,7 @@ def test_a_photo_that_changed_is_looked_at_again(fake, photos, tmp_path):
     [
         (["--threshold", "2"], "A threshold must be"), (["--threshold", "hot"], "A threshold must be"),
         (["--boxes", "0"], "n_boxes >= 1"), (["--min-iou", "1.5"], "must lie in 0..1"),
-        (["--min-confidence", "nan"], "must lie in 0..1"), (["--format", "kitti"], "formats are voc"),
+        (["--min-confidence", "nan"], "must lie in 0..1"),
         (["--model", "nowhere"], "no explainer file"),
     ],
 )  # fmt: skip
@@ -343,7 +348,7 @@ def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, capsys):
 def test_the_command_line(tmp_path, capsys):
     shutil.copy(HANDS / "gu" / "01.jpg", tmp_path / "fist.jpg")
     (tmp_path / "text.png").write_text("not an image")
-    assert main(["annotate", str(tmp_path), "--out", str(tmp_path / "out"), "--int8", "--tight"]) == 0
+    assert main(["annotate", str(tmp_path), "--out", str(tmp_path / "out"), "--int8"]) == 0
     printed = capsys.readouterr().out
-    assert "kept 1 of 2 images; 1 rejected, see" in printed and "images a second" in printed
+    assert "kept 1 of 2 images; 1 rejected, see" in printed and "images per second" in printed
     assert main(["annotate", str(tmp_path / "text.png"), "--out", str(tmp_path / "none")]) == 2

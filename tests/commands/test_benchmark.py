@@ -7,25 +7,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from utils import networks, plotting
-from utils.commands import benchmark
+from utils import networks
+from utils.commands import report, timing
 from utils.faster_gradcam import FasterGradCAM
 
+METHODS = (timing.EXACT, *(f"{way} {what}" for way in timing.WAYS for what in ("explain", "forward")))
 MEDIANS = (12.0, 8.0, 4.0, 2.0, 1.6, 0.5, 0.4)  # milliseconds, in the order of METHODS
 
 
 def configuration(size=(96, 96), threads=1, batch_size=1):
-    milliseconds = {m: [t / 2, t, 2 * t] for m, t in zip(benchmark.METHODS, MEDIANS, strict=True)}
+    milliseconds = {m: [t / 2, t, 2 * t] for m, t in zip(METHODS, MEDIANS, strict=True)}
     return {
         "image_size": list(size), "threads": threads, "batch_size": batch_size, "milliseconds": milliseconds,
-        "ratios": benchmark.ratios(milliseconds),
+        "ratios": timing.ratios(milliseconds),
     }  # fmt: skip
 
 
 @pytest.fixture
 def result():
     configurations = [configuration(size, n, b) for size in ((96, 96), (224, 224)) for n in (1, 2) for b in (1, 32)]
-    return {"model": {}, "machine": benchmark.machine(), "rounds": 3, "configurations": configurations}
+    return {"model": {}, "machine": report.machine(), "rounds": 3, "configurations": configurations}
 
 
 def fit(network, size):
@@ -50,16 +51,16 @@ def test_functions_take_turns_and_the_first_call_of_a_turn_does_not_count(monkey
 
         return call
 
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(benchmark, "TURN_SECONDS", 4)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing, "TURN_SECONDS", 4)
     # The warm-up ends with "long", so each turn of "short" begins cold.
-    seconds = benchmark.time_in_turn({"short": method("short", 2, 1), "long": method("long", 5, 9)}, rounds=2)
+    seconds = timing.time_in_turn({"short": method("short", 2, 1), "long": method("long", 5, 9)}, rounds=2)
     assert seconds == {"short": [1, 1], "long": [5, 5]}
     assert calls == ["short", "long"] + (["short"] * 3 + ["long"]) * 2
 
 
 def test_table_is_markdown_with_one_row_a_configuration(result):
-    text = benchmark.table(result)
+    text = report.times_table(result)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 * (2 + 8) and len({len(line) for line in rows[:10]}) == 1
     assert "12 (6–24)" in rows[2] and "1.25" in rows[12] and rows[0].count("|") == 3 + 7 + 1
@@ -67,28 +68,28 @@ def test_table_is_markdown_with_one_row_a_configuration(result):
 
 
 def test_machine_is_described_without_proc(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "CPU_INFO", tmp_path / "cpuinfo")
-    machine = benchmark.machine()
+    monkeypatch.setattr(report, "CPU_INFO", tmp_path / "cpuinfo")
+    machine = report.machine()
     assert machine["cpu"] and machine["cores"] >= 1 and "keras" in machine["versions"]
 
 
 def test_figure_has_a_panel_for_each_size_and_batch_and_a_bar_for_each_method_and_thread_count(result):
-    figure = plotting.benchmark_bars(result)
+    figure = report.times_bars(result)
     assert not plt.get_fignums() and len(figure.axes) == 4
     for ax in figure.axes:
         assert [bar.get_width() for bar in ax.patches] == [*MEDIANS, *MEDIANS] and ax.get_xscale() == "log"
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(benchmark.METHODS)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(METHODS)
     assert figure.axes[1].get_title() == "96x96, batch of 32"
 
 
 def test_explainer_at_another_size_has_the_same_weights():
     faster = fit(networks.embedding_network(networks.Spec(image_size=32, alpha=0.35, embedding_size=4)), 32)
-    larger = benchmark.at_size(faster, (64, 64))
-    assert larger.input_size == (64, 64) and larger.network.outputs[0].shape[1:3] == (4, 4)
+    larger = timing.at_size(faster, (64, 64))
+    assert larger.image_size == (64, 64) and larger.network.outputs[0].shape[1:3] == (4, 4)
     for mine, theirs in zip(larger.network.get_weights(), faster.network.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert benchmark.at_size(faster, (32, 32)) is faster
-    assert larger.explain(benchmark.frames(2, (64, 64))).heatmaps.shape == (2, 64, 64)
+    assert timing.at_size(faster, (32, 32)) is faster
+    assert larger.explain(timing.frames(2, (64, 64))).heatmaps.shape == (2, 64, 64)
 
 
 def test_a_run_of_the_whole_on_a_network_of_ones_own(tmp_path, monkeypatch):
@@ -97,20 +98,22 @@ def test_a_run_of_the_whole_on_a_network_of_ones_own(tmp_path, monkeypatch):
     x = keras.layers.Conv2D(8, 3, strides=2, activation="relu")(x)
     x = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x))
     fit(keras.Model(inputs, x), 16).save(tmp_path / "model")
-    monkeypatch.setattr(benchmark, "THREADS", (1,))
+    monkeypatch.setattr(timing, "THREADS", (1,))
     monkeypatch.chdir(tmp_path)
     steps = []
-    result = benchmark.run("model", rounds=1, progress=steps.append)
-    assert steps == ["16x16: exporting", "16x16: measuring, threads: 1"]  # it cannot be built at 224x224
+    result = timing.run("model", rounds=1, progress=steps.append)
+    assert [(step["done"], step["total"]) for step in steps] == [(0, 2), (1, 2)]
+    assert [step["step"] for step in steps] == ["16x16: exporting", "16x16: measuring, threads: 1"]  # not at 224x224
     assert [case["batch_size"] for case in result["configurations"]] == [1, 32]
     for case in result["configurations"]:
-        quartiles = np.array([case["milliseconds"][method] for method in benchmark.METHODS])
+        assert tuple(case["milliseconds"]) == METHODS
+        quartiles = np.array(list(case["milliseconds"].values()))
         assert (quartiles > 0).all() and (np.diff(quartiles) >= 0).all()
-        assert case["image_size"] == [16, 16] and case["ratios"] == benchmark.ratios(case["milliseconds"])
-    assert json.loads(json.dumps(result)) == result and benchmark.table(result)
+        assert case["image_size"] == [16, 16] and case["ratios"] == timing.ratios(case["milliseconds"])
+    assert json.loads(json.dumps(result)) == result and report.times_table(result)
     assert result["model"]["name"] == "model" and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_rounds_must_be_positive():
     with pytest.raises(ValueError, match="rounds must be at least 1. Received: 0"):
-        benchmark.run("nowhere", rounds=0)
+        timing.run("nowhere", rounds=0)

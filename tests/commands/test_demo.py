@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from utils import heatmap, imaging
-from utils.commands import demo, sources
+from utils.commands import demo, drawing, sources
 from utils.runtime import Explanation
 
 MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "janken" / "explainer.tflite"
@@ -89,7 +89,7 @@ def frame(red, height=48, width=64):
 def explainer(monkeypatch):
     """The one that `run` will load."""
     fake = FakeExplainer()
-    monkeypatch.setattr(demo, "Explainer", lambda *_: fake)
+    monkeypatch.setattr(demo, "Explainer", lambda *_, **__: fake)
     return fake
 
 
@@ -266,7 +266,7 @@ def test_text_is_inside_readable_and_does_not_overlap(size, mode, background, mo
     monkeypatch.setattr(cv2, "rectangle", note_plate)
     monkeypatch.setattr(cv2, "putText", note_text)
     picture = np.full((*size, 3), background, np.uint8)
-    demo.annotate(picture, explanation(0, *size), mode, (123.4, 123.4))
+    demo.draw_result(picture, explanation(0, *size), mode, rates=(123.4, 123.4))
     assert (picture == background).all()  # a copy was drawn on
     for (x0, y0, x1, y1), text in zip(plates, texts, strict=True):
         assert 0 <= x0 <= text[0] and 0 <= y0 <= text[1] and text[2] <= x1 < size[1] and text[3] <= y1 < size[0]
@@ -277,7 +277,7 @@ def test_text_is_inside_readable_and_does_not_overlap(size, mode, background, mo
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5, 3)])
 @pytest.mark.parametrize("mode", demo.MODES)
 def test_the_smallest_frames_can_be_drawn_on(size, mode):
-    picture = demo.annotate(np.zeros((*size, 3), np.uint8), explanation(0, *size), mode, RATES)
+    picture = demo.draw_result(np.zeros((*size, 3), np.uint8), explanation(0, *size), mode, rates=RATES)
     assert picture.shape == (*size, 3) and picture.dtype == np.uint8
 
 
@@ -285,11 +285,11 @@ def test_heat_map_box_and_none(rng):
     image = rng.integers(0, 255, (240, 320, 3)).astype(np.uint8)
     middle = np.s_[130:200, 170:]  # where there is neither text nor heat
     result = explanation(0, 240, 320)
-    heat, box = (demo.annotate(image, result, mode, RATES) for mode in demo.MODES)
+    heat, box = (demo.draw_result(image, result, mode, rates=RATES) for mode in demo.MODES)
     np.testing.assert_array_equal(heat[middle], heatmap.overlay(image, result.heatmaps[0])[middle])
     np.testing.assert_array_equal(box[middle], image[middle])
-    assert (box[70:110, 80] == demo.YELLOW).all() and (box[119, 90:150] == demo.YELLOW).all()
-    heat, box = (demo.annotate(image, explanation(2, 240, 320), mode, RATES) for mode in demo.MODES)
+    assert (box[70:110, 80] == drawing.YELLOW).all() and (box[119, 90:150] == drawing.YELLOW).all()
+    heat, box = (demo.draw_result(image, explanation(2, 240, 320), mode, rates=RATES) for mode in demo.MODES)
     np.testing.assert_array_equal(heat, box)  # only the text
     np.testing.assert_array_equal(box[60:200], image[60:200])
 
@@ -442,14 +442,15 @@ def test_no_display_is_one_sentence(display, video, explainer, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     if display:
         monkeypatch.setenv("DISPLAY", display)  # where Qt ends the process
-    with pytest.raises(OSError, match="try --headless"):
+    with pytest.raises(OSError, match="Try --headless"):
         demo.run(str(video), "m")
     assert not explainer.reds
 
 
 def test_the_shipped_explainer_without_tensorflow(video, tmp_path):
     code = (
-        "import sys; from utils import demo; demo.run(sys.argv[1], sys.argv[2], save=sys.argv[3], headless=True)\n"
+        "import sys; from utils.commands import demo\n"
+        "demo.run(sys.argv[1], sys.argv[2], save=sys.argv[3], headless=True)\n"
         "assert not {'tensorflow', 'keras', 'matplotlib', 'sklearn'} & set(sys.modules)"
     )
     arguments = [str(video), str(MODEL), str(tmp_path / "out.mp4")]

@@ -1,4 +1,4 @@
-"""Pictures and manifest of `utils.commands.explain`, on a small random network."""
+"""Pictures and manifest of `utils.commands.pictures`, on a small random network."""
 
 import json
 import re
@@ -9,10 +9,14 @@ import pytest
 from PIL import Image
 
 from utils import imaging, networks
-from utils.commands import explain
+from utils.commands import pictures
 
 NAMES = ("cat", "great white shark", "tabby, tabby cat")
 SIZE = 16
+
+
+def explain(files, network, out, **settings):
+    return pictures.explain_files(files, network, out=out, **{"class_names": NAMES, "report": str} | settings)
 
 
 def build(activation, size=SIZE):
@@ -40,7 +44,7 @@ def files(tmp_path, rng):
 def test_pictures_of_the_best_classes_and_a_manifest(network, files, tmp_path):
     lines = []
     out = tmp_path / "out"
-    manifest = explain.explain_files(files, network, NAMES, out, "layercam", ["late"], top_n=2, report=lines.append)
+    manifest = explain(files, network, out, method="layercam", layers=["late"], top_n=2, report=lines.append)
     assert json.loads((out / "manifest.json").read_text()) == manifest
     assert manifest["method"] == "layercam" and manifest["layers"] == ["late"] and manifest["versions"]["keras"]
     assert [entry["file"] for entry in manifest["images"]] == ["a.png", "b.png"]
@@ -57,7 +61,7 @@ def test_pictures_of_the_best_classes_and_a_manifest(network, files, tmp_path):
 
 
 def test_the_rank_is_that_of_the_probability(network, files, tmp_path):
-    manifest = explain.explain_files(files, network, NAMES, tmp_path / "out", class_ids=[2, 0, 1], report=str)
+    manifest = explain(files, network, tmp_path / "out", class_ids=[2, 0, 1])
     image = imaging.resize(imaging.read_image(files[0][0])[None], SIZE, SIZE)
     logits = networks.forward(network, image)[0].astype(np.float64)
     shares = np.exp(logits) / np.exp(logits).sum()
@@ -69,14 +73,14 @@ def test_the_rank_is_that_of_the_probability(network, files, tmp_path):
 
 
 def test_several_layers_stand_in_the_names(network, files, tmp_path):
-    manifest = explain.explain_files(files[:1], network, NAMES, tmp_path / "out", layers=["early", "late"], report=str)
+    manifest = explain(files[:1], network, tmp_path / "out", layers=["early", "late"])
     kinds = set(manifest["images"][0]["classes"][0]["files"])
     parts = ("gradcam", "heatmap", "segmented", "guided_gradcam")
     assert kinds == {f"{layer}_{part}" for layer in ("early", "late") for part in parts}
 
 
 def test_a_network_without_relu_has_no_guided_pictures(files, tmp_path):
-    manifest = explain.explain_files(files[:1], build("swish"), NAMES, tmp_path / "out", report=str)
+    manifest = explain(files[:1], build("swish"), tmp_path / "out")
     entry = manifest["images"][0]
     assert entry["guided_bprop"] is None and "no_guided_bprop" in entry
     assert set(entry["classes"][0]["files"]) == {"gradcam", "heatmap", "segmented"}
@@ -85,10 +89,10 @@ def test_a_network_without_relu_has_no_guided_pictures(files, tmp_path):
 def test_unreadable_files_are_named(network, files, tmp_path):
     (tmp_path / "photos" / "c.png").write_text("no image")
     broken = (tmp_path / "photos" / "c.png", "c")
-    manifest = explain.explain_files([*files, broken], network, NAMES, tmp_path / "out", report=str)
+    manifest = explain([*files, broken], network, tmp_path / "out")
     assert len(manifest["images"]) == 2 and "c.png" in manifest["skipped"][0]
-    with pytest.raises(ValueError, match="Not one image can be explained"):
-        explain.explain_files([broken], network, NAMES, tmp_path / "nothing", report=str)
+    with pytest.raises(ValueError, match="None of the images could be explained"):
+        explain([broken], network, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 
 
@@ -106,9 +110,8 @@ def softmax_of(network, image, height, width):
 def test_the_aspect_is_kept_and_the_smallest_side_is_the_networks(any_size, shape, size, tmp_path, rng):
     image = rng.integers(0, 8, (*shape, 3)).astype(np.uint8)  # dark: no class takes all
     imaging.write_image(tmp_path / "a.png", image)
-    manifest = explain.explain_files(
-        [(tmp_path / "a.png", "a")], any_size, NAMES, tmp_path / "out", smallest_side=SIZE, top_n=3, report=str
-    )
+    files = [(tmp_path / "a.png", "a")]
+    manifest = explain(files, any_size, tmp_path / "out", smallest_side=SIZE, top_n=3)
     assert manifest["smallest_side"] == SIZE
     found = sorted(manifest["images"][0]["classes"], key=lambda entry: entry["id"])
     shares = np.array([entry["probability"] for entry in found])
@@ -122,7 +125,7 @@ def test_the_aspect_is_kept_and_the_smallest_side_is_the_networks(any_size, shap
 def test_of_a_square_image_the_aspect_is_kept_anyway(network, any_size, tmp_path, rng):
     imaging.write_image(tmp_path / "a.png", rng.integers(0, 255, (25, 25, 3)).astype(np.uint8))
     plain, kept = (
-        explain.explain_files([(tmp_path / "a.png", "a")], n, NAMES, tmp_path / n.name, smallest_side=side, report=str)
+        explain([(tmp_path / "a.png", "a")], n, tmp_path / n.name, smallest_side=side)
         for n, side in ((network, None), (any_size, SIZE))
     )
     assert plain["images"] == kept["images"]
@@ -134,7 +137,7 @@ def test_of_a_square_image_the_aspect_is_kept_anyway(network, any_size, tmp_path
 def test_an_image_like_a_line_is_skipped_where_the_aspect_is_kept(any_size, files, tmp_path):
     imaging.write_image(tmp_path / "line.png", np.zeros((1, 5000, 3), np.uint8))
     line = (tmp_path / "line.png", "line")
-    manifest = explain.explain_files([*files, line], any_size, NAMES, tmp_path / "out", smallest_side=SIZE, report=str)
+    manifest = explain([*files, line], any_size, tmp_path / "out", smallest_side=SIZE)
     assert len(manifest["images"]) == 2
     assert re.fullmatch(r"Cannot keep the aspect of .*line\.png: 5000x1 is longer than 4 to 1\.", *manifest["skipped"])
 
@@ -151,5 +154,5 @@ def test_an_image_like_a_line_is_skipped_where_the_aspect_is_kept(any_size, file
 )
 def test_bad_settings(network, files, tmp_path, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
-        explain.explain_files(files, network, NAMES, tmp_path / "out", **settings)
+        explain(files, network, tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()

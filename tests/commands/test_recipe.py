@@ -1,61 +1,51 @@
-"""Recipes: what the folds of a cross-validation hold. The training itself is tested through the command line."""
+"""The recipe: what a model folder tells of it, and what suits the weights. `test_main` trains by it."""
 
-from argparse import Namespace
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from utils import data
+from utils import networks
 from utils.commands import recipe
+from utils.commands.common import DEFAULT_MODEL
+from utils.commands.recipe import Recipe
 
 
-def dataset(class_names, n_images):
-    """Images whose grey value is their number, with a mask each."""
-    images = np.arange(n_images, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
-    masks = np.zeros((n_images, 32, 32), bool)
-    masks[:, 8:24, 8:24] = True
-    labels = np.sort(np.arange(n_images) % len(class_names))
-    names = tuple(map(str, range(n_images)))
-    return data.Dataset(images, labels, class_names, masks, *data.split(labels), names)
+def model(**meta):
+    return SimpleNamespace(meta=meta, image_size=(96, 96))
 
 
 def test_a_model_that_does_not_tell_its_recipe_gets_one_that_loads_images():
-    told = {"data": ["janken"], "variety": 0.5, "image_size": 64}
-    saved = Namespace(meta={"training": told}, image_size=(96, 96))
-    assert vars(recipe.of(saved)) == {"n_images": 600, "seed": 0, "detail_layer": None} | told | {"image_size": 96}
-    assert recipe.of(Namespace(meta={}, image_size=(96, 96))).data == []
+    told = {"data": ["janken"], "variety": 0.5, "image_size": 64, "best_step": 3, "of_tomorrow": True}
+    expected = Recipe(data=("janken",), variety=0.5, image_size=96, n_images=600)
+    assert Recipe.of(model(training=told)) == expected
+    assert Recipe.of(model()) == Recipe(n_images=600)
+
+
+def test_the_shipped_model_tells_its_whole_recipe():
+    told = json.loads((DEFAULT_MODEL / "meta.json").read_text())["training"]
+    of_shipped = Recipe.of(model(training=told))
+    stored = of_shipped.stored()
+    assert stored == {name: value for name, value in told.items() if name not in ("best_step", "interrupted")}
+    assert of_shipped.data == ("janken", "synthetic", "signs") and of_shipped.steps == 2400
+
+
+def test_a_stored_recipe_names_no_folder_of_this_machine():
+    stored = Recipe(data=("/somewhere/photos", "janken"), weights="/somewhere/my.h5").stored()
+    assert stored["data"] == ["photos", "janken"] and stored["weights"] == "my.h5"
+    assert stored.keys() == asdict(Recipe()).keys() and json.loads(json.dumps(stored)) == stored
 
 
 @pytest.mark.parametrize(
     "weights, given, expected",
-    [("none", None, (3e-3, 0.2)), ("imagenet", None, (2e-4, 1.0)), ("none", 0, (0, 0))],
+    [("none", None, (3e-3, 0.2)), ("imagenet", None, (2e-4, 1.0)), ("my.h5", None, (2e-4, 1.0)), ("none", 0, (0, 0))],
 )
-def test_defaults_from_scratch_and_from_weights(weights, given, expected, monkeypatch):
+def test_defaults_from_scratch_and_from_weights(weights, given, expected):
     """A 0 that was asked for is a 0."""
-    seen = {}
-
-    def train(*_, **settings):
-        seen.update(settings)
-        raise InterruptedError
-
-    monkeypatch.setattr(recipe.arcface, "train", train)
-    asked = Namespace(
-        weights=weights, learning_rate=given, augmentation=given, steps=3, batch_size=2, scale=30, margin=0.1, seed=0
-    )
-    with pytest.raises(InterruptedError):
-        recipe.fit(None, "layer", None, None, asked)
-    assert (seen["learning_rate"], seen["augmentation"]) == expected
+    settings = Recipe(weights=weights, learning_rate=given, augmentation=given).chosen_by_weights()
+    assert (settings["learning_rate"], settings["augmentation"]) == expected
 
 
-def test_no_fold_trains_on_what_it_is_tested_on(monkeypatch):
-    fitted = []
-    monkeypatch.setattr(recipe, "build", lambda options: ("network", "layer"))
-    monkeypatch.setattr(recipe, "fit", lambda network, layer, joined, options: (None, fitted.append(joined)))
-    photos, renders = dataset(("gu", "pa"), 20), dataset(("gu", "pa"), 10)
-    tested = [unseen for _, unseen in recipe.cross_validate(photos, [renders], Namespace(none=True, seed=0), 5)]
-    np.testing.assert_array_equal(np.sort(np.concatenate(tested)), np.arange(20))
-    for joined, unseen in zip(fitted, tested, strict=True):
-        assert joined.class_names == ("gu", "pa", "none") and joined.sources.max() == 2
-        photos_trained = joined.train[joined.sources[joined.train] == 0]
-        np.testing.assert_array_equal(photos_trained, np.setdiff1d(np.arange(20), unseen))
-        assert set(photos.labels[unseen]) == {0, 1}  # a block of each class
+def test_the_backbones_are_those_that_there_are():
+    assert set(recipe.BACKBONES) == set(networks.BACKBONES)

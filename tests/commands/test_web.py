@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 
 from utils import heatmap, imaging, runtime
-from utils.__main__ import DEFAULT_MODEL, main
+from utils.__main__ import main
 from utils.commands import web
+from utils.commands.common import DEFAULT_MODEL
 from utils.render import hands
 
 FLOAT, INT8 = DEFAULT_MODEL / runtime.FLOAT_FILE, DEFAULT_MODEL / runtime.INT8_FILE
@@ -82,7 +83,7 @@ def test_class_names_are_no_markup(tmp_path):
 def test_export_writes_one_page_or_nothing(tmp_path, capsys):
     path = tmp_path / "new" / "page.html"
     assert main(["demo", "--export", str(path), "--int8", "--mode", "box"]) == 0
-    assert path.read_text() == web.page(INT8, "box")
+    assert path.read_text() == web.page(INT8, mode="box")
     with pytest.raises(ValueError, match="must end in .html. Received: page.txt"):
         web.export(INT8, "page.txt")
     with pytest.raises(FileNotFoundError, match="no explainer file"):

@@ -1,14 +1,16 @@
-"""The live demo: what a camera, a video or images show, explained in a window or as JSON lines. Needs no TensorFlow.
+"""``demo``: what a camera, a video or images show, explained in a window or as JSON lines. Needs no TensorFlow.
 
 `sources` reads in a thread; the main thread explains, shows and records. Pictures are uint8 RGB (H, W, 3).
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +21,8 @@ import cv2
 import numpy as np
 
 from utils import heatmap, imaging
-from utils.commands import sources
-from utils.runtime import AnomalyResult, Explainer, Explanation, silent_stderr
+from utils.commands import common, drawing, sources, web
+from utils.runtime import Detection, Explainer, Explanation, silent_stderr
 
 MODES = ("heatmap", "box")
 KEYS = "keys: s heat map or box, p pause, w write the picture, q or Esc quit; at an image any other key shows the next"
@@ -29,13 +31,39 @@ LARGEST_WINDOW = (1280, 720)  # width, height in pixels; bigger pictures are sho
 PAUSED_MS = 30  # between two looks at the keyboard
 CODECS = {".mp4": ("mp4v", "avc1"), ".avi": ("MJPG",)}  # the first that this OpenCV has
 RECENT_FRAMES = 30  # the rates are means over these
-FONT, TEXT_HEIGHT = cv2.FONT_HERSHEY_SIMPLEX, 0.055  # of the picture's height
-WHITE, BLACK, YELLOW = (255, 255, 255), (0, 0, 0), (255, 221, 0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_examples(parser, "--source clip.mp4 --mode box --save out.mp4", "--web --int8")
+    common.add_exported_model(parser)
+    parser.add_argument(
+        "--source", default="0", help="number of a camera, or a video, an image, a folder of images"
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, default=MODES[0],
+        help="drawn first; keys in the window: s heat map or box, p pause, w write the picture, q quit",
+    )  # fmt: skip
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the annotated frames as .mp4 or .avi")
+    group = parser.add_argument_group("instead of a window")
+    shown = group.add_mutually_exclusive_group()
+    shown.add_argument("--headless", action="store_true", help="print one JSON line per second")
+    web.add_arguments(shown, group)
+
+
+def main(options) -> int:
+    if options.web or options.export:
+        return web.main(options)
+    run(
+        options.source, common.model_file(options), mode=options.mode, save=options.save, headless=options.headless,
+        num_threads=options.threads,
+    )  # fmt: skip
+    return 0
 
 
 def run(
     source: str,
     model_file: str | os.PathLike,
+    *,
     mode: str = "heatmap",
     save: str | os.PathLike | None = None,
     headless: bool = False,
@@ -48,7 +76,7 @@ def run(
         model_file: an ``explainer.tflite`` or ``explainer_int8.tflite``.
         mode: what is drawn first, "heatmap" or "box".
         save: .mp4 or .avi of the annotated frames; it appears at the end, also if that is an error or Ctrl-C.
-        headless: no window, but one JSON line a second on stdout and one at the end.
+        headless: no window, but one JSON line per second on stdout and one at the end.
         num_threads: CPU threads of the network.
 
     Raises:
@@ -65,25 +93,28 @@ def run(
     with ExitStack() as stack:
         frames = stack.enter_context(closing(sources.open_source(source)))
         recorder = stack.enter_context(closing(Recorder(Path(save), frames.fps, frames.live))) if save else None
-        explainer = Explainer(model_file, num_threads)
+        explainer = Explainer(model_file, num_threads=num_threads)
         window = None if headless else stack.enter_context(closing(Window()))
-        if not explain_all(frames, explainer, mode, recorder, window):
+        if not explain_all(frames, explainer, mode=mode, recorder=recorder, window=window):
             raise ValueError(f"Nothing in {source} can be read as a picture.")
 
 
-def explain_all(frames, explainer, mode="heatmap", recorder=None, window=None) -> int:
+def explain_all(frames, explainer, *, mode="heatmap", recorder=None, window=None) -> int:
     """Explain the frames of a `sources.Source`, record and show them, or report. Returns their number."""
-    state, meter, result, next_report = State(mode), Meter(), None, 1.0
+    state = State(mode)
+    meter = Meter()
+    result = None
+    next_report = 1.0  # seconds
     try:
         for frame in frames:
             result = explainer.explain(frame)
             meter.count(explainer.network_seconds)
-            draw = partial(annotate, frame, result, rates=meter.rates())
+            draw = partial(draw_result, frame, result, rates=meter.rates())
             picture = draw(state.mode) if recorder or window else None  # what nobody sees is not drawn
             if recorder:
                 recorder.write(picture, meter.seconds())
             if window:
-                state = look(window, picture, draw, replace(state, paused=frames.stills), meter)
+                state = look(window, draw, picture, state=replace(state, paused=frames.stills), meter=meter)
             elif meter.seconds() >= next_report:
                 print(report(result, meter, frames.skipped), flush=True)
                 next_report = meter.seconds() + 1.0
@@ -98,16 +129,19 @@ def explain_all(frames, explainer, mode="heatmap", recorder=None, window=None) -
 def find_box(result: Explanation | AnomalyResult) -> heatmap.Corners | None:
     """The box of the first image's heat; of an anomaly, of what is hotter than the threshold."""
     heat = result.heatmaps[0]
-    return heatmap.box(np.where(heat > 0.5, heat, 0), 0) if isinstance(result, AnomalyResult) else heatmap.box(heat)
+    if isinstance(result, Detection):
+        return heatmap.box(np.where(heat > 0.5, heat, 0), threshold=0)
+    return heatmap.box(heat)
 
 
 def report(result: Explanation | AnomalyResult, meter: "Meter", skipped: int) -> str:
     """JSON of the last frame and the run so far; ``box`` is null or (x0, y0, x1, y1) in pixels, half open."""
     fps, network_ms = meter.rates()
-    score, box = float(result.scores[0].max()), find_box(result)
-    line = {"frames": meter.frames, "skipped": skipped, "seconds": round(meter.seconds(), 2), "fps": round(fps, 1)}
-    line |= {"network_ms": round(network_ms, 2), "label": result.names[0], "score": round(score, 3), "box": box}
-    return json.dumps(line)
+    return json.dumps({
+        "frames": meter.frames, "skipped": skipped, "seconds": round(meter.seconds(), 2), "fps": round(fps, 1),
+        "network_ms": round(network_ms, 2), "label": result.names[0], "score": round(float(result.scores[0].max()), 3),
+        "box": find_box(result),
+    })  # fmt: skip
 
 
 class Meter:
@@ -136,43 +170,23 @@ class Meter:
         return (len(ends) - 1) / (ends[-1] - ends[0]), 1000 * network[1:].mean()
 
 
-def annotate(frame: np.ndarray, result: Explanation | AnomalyResult, mode: str, rates: tuple[float, float]) -> np.ndarray:
+def draw_result(frame: np.ndarray, result: Explanation | Detection, mode: str, *, rates: tuple[float, float]):
     """Draw label, confidence or score, rates and, unless it is *none*, heat map or box on a copy of the frame."""
-    heat, height, corner = result.heatmaps[0], len(frame), (0, 0)
+    heat = result.heatmaps[0]
+    corner = (0, 0)
     picture = heatmap.overlay(frame, heat) if mode == "heatmap" and heat.any() else frame.copy()
     if mode == "box" and (box := find_box(result)):
         corner = box[:2]
-        draw_box(picture, box)
-    top = write(picture, f"{rates[0]:.0f} FPS, network {rates[1]:.1f} ms", (0, height), height)
-    if isinstance(result, AnomalyResult):
+        drawing.draw_box(picture, box)
+    bottom = len(frame)
+    status = f"{rates[0]:.0f} FPS, network {rates[1]:.1f} ms"
+    top = drawing.draw_text(picture, status, corner=(0, bottom), lowest=bottom)
+    if isinstance(result, Detection):
         sure = f"{result.scores[0]:.2f}, threshold 1"
     else:  # a cosine alone says little: only how far it is above the others counts
         sure = f"{result.probabilities().max():.2f}"
-    write(picture, f"{result.names[0]} {sure}", corner, top)
+    drawing.draw_text(picture, f"{result.names[0]} {sure}", corner=corner, lowest=top)
     return picture
-
-
-def draw_box(picture: np.ndarray, box: heatmap.Corners) -> None:
-    """Draw a frame just inside the box."""
-    corner, opposite = box[:2], (box[2] - 1, box[3] - 1)
-    line = max(2, len(picture) // 160)
-    cv2.rectangle(picture, corner, opposite, BLACK, 2 * line)  # to be seen on any background
-    cv2.rectangle(picture, corner, opposite, YELLOW, line)
-
-
-def write(picture: np.ndarray, text: str, corner: tuple[int, int], lowest: int) -> int:
-    """Write on a plate that stands on the corner (x, y), moved inside and above ``lowest``; returns the plate's top."""
-    height, width = picture.shape[:2]
-    margin = round(TEXT_HEIGHT * height / 3)
-    unit = cv2.getTextSize(text, FONT, 1.0, 1)[0]  # OpenCV 5 has another font than 4
-    scale = min(TEXT_HEIGHT * height / unit[1], max(width - 2 * margin - 2, 1) / unit[0])  # 2: for rounding
-    thickness = max(1, round(scale))
-    (w, h), baseline = cv2.getTextSize(text, FONT, scale, thickness)
-    w, h = w + 2 * margin, h + baseline + 2 * margin
-    x, bottom = max(min(corner[0], width - w), 0), min(max(corner[1], h), lowest)
-    cv2.rectangle(picture, (x, bottom - h), (x + w - 1, bottom - 1), BLACK, cv2.FILLED)
-    cv2.putText(picture, text, (x + margin, bottom - baseline - margin), FONT, scale, WHITE, thickness, cv2.LINE_AA)
-    return bottom - h
 
 
 @dataclass(frozen=True)
@@ -195,21 +209,28 @@ def press(state: State, key: str) -> State:
     return state if key in ("", "w") else replace(state, paused=key == "p" and not state.paused)
 
 
-def look(window, picture, draw, state: State, meter: Meter) -> State:
+def look(window, draw: Callable, picture: np.ndarray, *, state: State, meter: Meter) -> State:
     """Show a picture and obey the keys, for as long as the state is paused; ``draw(mode)`` makes it anew."""
     while True:
-        start, before = time.perf_counter(), state
+        start = time.perf_counter()
+        before = state
         state = press(before, window.show(picture, PAUSED_MS if before.paused else 1))
         if before.paused:
             meter.exclude(time.perf_counter() - start)
         if state.writes:
-            path = next(path for n in count(1) if not (path := Path(f"demo_{n}.png")).exists())
-            imaging.write_image(path, picture)
-            print(f"wrote {path}", file=sys.stderr)
+            write_picture(picture)
         if state.done or not state.paused:
             return state
         if state.mode != before.mode:
             picture = draw(state.mode)
+
+
+def write_picture(picture: np.ndarray) -> None:
+    """Write demo_1.png, or the first of demo_2.png, ... that is not there yet."""
+    files = (Path(f"demo_{n}.png") for n in count(1))
+    path = next(file for file in files if not file.exists())
+    imaging.write_image(path, picture)
+    print(f"wrote {path}", file=sys.stderr)
 
 
 def check_window() -> None:
@@ -218,7 +239,7 @@ def check_window() -> None:
     # In a process of its own, because Qt aborts where it does not reach the display.
     trial = [sys.executable, "-c", "import cv2; cv2.namedWindow('trial')"]
     if blind or subprocess.run(trial, capture_output=True).returncode:
-        raise OSError("Cannot open a window, for want of a display or of an OpenCV with windows; try --headless.")
+        raise OSError("Cannot open a window: no display, or OpenCV was built without GUI support. Try --headless.")
 
 
 class Window:

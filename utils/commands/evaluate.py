@@ -1,159 +1,36 @@
-"""Which heat maps are best: every way to one, by every measure, on images that the model has not seen.
+"""``evaluate``: the heat maps of a model beside other kinds, in numbers."""
 
-Ways that need a gradient, the model's own clusters with each kind of channel weights, and two that look at nothing: a
-Gaussian in the centre and smooth noise. What does not beat them is not worth its name.
-"""
+import argparse
+from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from utils import data, gradcam, heatmap, metrics, plotting
-from utils.commands.benchmark import machine, markdown
-from utils.faster_gradcam import FasterGradCAM
-from utils.metrics import faithfulness
-
-GRADIENTS = {"Grad-CAM": "gradcam", "Grad-CAM++": "gradcam++", "LayerCAM": "layercam"}
-N_DRAWN = 3  # images of a class
-N_BRIEF = 100  # images after a training
-WEIGHTINGS = {  # of the clusters; those that a model can have are measured
-    "clusters, all channels": ("all", None, False),
-    "clusters, top 50": ("all", 50, False),
-    "clusters, positive": ("positive", None, False),
-    "clusters, contrast": ("contrast", None, False),
-    "clusters, contrast, detail": ("contrast", None, True),
-}
-LOCALISATION = {
-    "heat in mask": metrics.heat_in_mask, "pointing game": metrics.pointing_game, "best IoU": metrics.best_iou,
-    "pixel AP": metrics.pixel_ap, "PxAP": metrics.pxap, "MaxBoxAccV2": metrics.max_box_acc_v2,
-}  # fmt: skip
+from utils.commands import common
+from utils.commands.recipe import Recipe
 
 
-def heat_maps(faster: FasterGradCAM, images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Maps of every way for the class that the model sees, float32 (N, H, W); zeros where it sees *none*.
-
-    Args:
-        images: uint8 RGB (N, H, W, 3).
-        seed: of the random map.
-    """
-    explanation = faster.explain(images)
-    seen, shape = explanation.clusters >= 0, images.shape[1:3]
-    classifier, layer = faster.classifier(), faster.meta["layer"]
-    maps = {
-        name: gradcam.explain(classifier, images, layer=layer, targets=explanation.labels, method=method)
-        for name, method in GRADIENTS.items()
-    }
-    for name, (weighting, top_channels, detail) in WEIGHTINGS.items():
-        can = (weighting != "contrast" or faster.contrast is not None) and detail <= (faster.detail_weights is not None)
-        if can:
-            maps[name] = faster.reweighted(weighting, top_channels, detail=detail).explain(images).heatmaps
-    maps["centre Gaussian"] = np.repeat(metrics.centre_gaussian(*shape)[None], len(images), axis=0)
-    noise = np.random.default_rng(seed).random((len(images), *faster.network.outputs[0].shape[1:3]), np.float32)
-    maps["random map"] = heatmap.normalise_and_resize(noise, *shape)
-    return {name: np.where(seen[:, None, None], heat, 0) for name, heat in maps.items()}
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_examples(parser, "--model my_model --data my_photos", "--data synthetic --json numbers.json")
+    common.add_model(parser)
+    parser.add_argument(
+        "--data", default="synthetic", metavar="SOURCE",
+        help=f"{common.DATA_HELP}; if the model was trained on it, only its held-out images are used",
+    )  # fmt: skip
+    common.add_results(parser)
 
 
-def measure(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -> dict:
-    """All measures of all ways, on images of the dataset; those of the class *none* have no map to judge.
+def main(options) -> int:
+    import numpy as np
 
-    Args:
-        dataset: its classes are among those of the model; with masks it is measured where the heat lies, too.
-        indices: of images that neither trained the network nor fitted the clusters.
+    from utils.commands import comparison, report, training
+    from utils.faster_gradcam import FasterGradCAM
 
-    Returns:
-        dict, ready for JSON: "n_images", "accuracy", "own" (the weights the model has) and "measures" {way: {measure:
-        mean over images}}, None where it is not defined.
-
-    Raises:
-        ValueError: the dataset has a class that the model does not know, or the images show none.
-    """
-    if unknown := set(dataset.class_names) - set(faster.class_names):
-        raise ValueError(f"The model knows {', '.join(faster.class_names)}. Received: images of {sorted(unknown)}")
-    names = np.array(dataset.class_names)[dataset.labels]
-    shown = indices[names[indices] != data.NONE]
-    if not len(shown):
-        raise ValueError("There is no image to measure: the data hold none of the model's classes.")
-    images, predicted = dataset.images[shown], faster.explain(dataset.images[shown]).labels
-    predict, maps, measures = faithfulness.probabilities(faster), heat_maps(faster, images), {}
-    masks = None if dataset.masks is None else dataset.masks[shown]
-    for way, heat in maps.items():
-        values = {} if masks is None else {name: function(heat, masks) for name, function in LOCALISATION.items()}
-        asked = predict, images, heat, predicted
-        values |= _needed(*asked)
-        values |= {"deletion": faithfulness.deletion_auc(*asked), "ROAD": faithfulness.road(*asked)}
-        values |= dict(zip(("average drop", "increase"), faithfulness.drop_and_increase(*asked), strict=True))
-        values["Spearman with Grad-CAM"] = metrics.spearman(heat, maps["Grad-CAM"])
-        measures[way] = {name: _mean(value) for name, value in values.items()}
-    own = faster.meta["weighting"], faster.meta["top_channels"], faster.detail_weights is not None
-    return {
-        "n_images": len(images), "accuracy": float(np.mean(np.array(faster.class_names)[predicted] == names[shown])),
-        "own": next((way for way, kind in WEIGHTINGS.items() if kind == own), None), "measures": measures,
-    }  # fmt: skip
-
-
-def brief(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -> dict:
-    """What `train` prints of the model's own maps: with masks where the heat lies, else whether the network needs it.
-
-    Args:
-        dataset, indices: as of `measure`; at most 100 images with an object are looked at, spread evenly.
-
-    Returns:
-        "n_images", which may be 0, and {measure: mean over images}.
-    """
-    shown = indices[np.array(dataset.class_names)[dataset.labels[indices]] != data.NONE]
-    if not len(shown):
-        return {"n_images": 0}
-    shown = shown[np.linspace(0, len(shown) - 1, min(N_BRIEF, len(shown))).astype(int)]
-    images = dataset.images[shown]
-    explanation = faster.explain(images)
-    if dataset.masks is None:
-        values = _needed(faithfulness.probabilities(faster), images, explanation.heatmaps, explanation.labels)
-    else:
-        measures = ("heat in mask", "pixel AP")
-        values = {name: LOCALISATION[name](explanation.heatmaps, dataset.masks[shown]) for name in measures}
-    return {"n_images": len(shown)} | {name: _mean(value) for name, value in values.items()}
-
-
-def pool(results: list[dict]) -> dict:
-    """One result of several, such as those of the folds: means weighted by the number of images."""
-    counts = [result["n_images"] for result in results]
-    measures = {
-        way: {name: _mean([result["measures"][way][name] for result in results], counts) for name in values}
-        for way, values in results[0]["measures"].items()
-    }
-    accuracy = _mean([result["accuracy"] for result in results], counts)
-    return results[0] | {"n_images": sum(counts), "accuracy": accuracy, "measures": measures, "machine": machine()}
-
-
-def draw(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -> Figure:
-    """Images of each class, with the maps of every way below them."""
-    names = np.array(dataset.class_names)[dataset.labels[indices]]
-    shown = [indices[np.flatnonzero(names == name)[:N_DRAWN]] for name in np.unique(names) if name != data.NONE]
-    images = dataset.images[np.concatenate(shown)]
-    maps = heat_maps(faster, images)
-    return plotting.image_grid([list(images), *map(list, maps.values())], ["image", *maps])
-
-
-def table(result: dict) -> str:
-    """The result of `measure` as a Markdown table; the weights that the model has are bold."""
-    columns = list(next(iter(result["measures"].values())))
-    rows = [
-        [f"**{name}**" if name == result["own"] else name]
-        + ["" if values[column] is None else f"{values[column]:.3f}" for column in columns]
-        for name, values in result["measures"].items()
-    ]
-    return "\n".join([
-        f"{result['n_images']} images that show a class; accuracy {result['accuracy']:.4f}", "",
-        *markdown(["heat map", *columns], rows),
-    ])  # fmt: skip
-
-
-def _needed(*asked):
-    """Whether what is hot is enough for the class, and needed for it, of each image."""
-    keep, delete = faithfulness.keep_and_delete(*asked)
-    return {"keep": keep, "delete": delete, "insertion": faithfulness.insertion_auc(*asked)}
-
-
-def _mean(values, counts=None):
-    """Mean of what is defined, rounded; None if nothing is."""
-    values = np.ma.masked_invalid(np.atleast_1d(np.array(values, float)))
-    return None if values.mask.all() else round(float(np.ma.average(values, weights=counts)), 4)
+    common.prepare_results(options)
+    faster = FasterGradCAM.load(options.model)
+    recipe = Recipe.of(faster)
+    dataset = training.load_source(options.data, recipe)
+    is_seen = Path(options.data).name in recipe.data
+    unseen = dataset.test if is_seen else np.arange(len(dataset.images))
+    result = comparison.measure(faster, dataset, unseen)
+    print(comparison.table(result), flush=True)
+    result |= {"accuracy": round(result["accuracy"], 4), "machine": report.machine()}
+    common.write_results(options, result, lambda: comparison.draw(faster, dataset, unseen))
+    return 0

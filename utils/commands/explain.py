@@ -1,156 +1,99 @@
-"""Why a network says what it says: pictures for each image, class and layer, a ranked list and a manifest."""
+"""``explain``: labels and heat maps of images, by a model's own maps or by gradients of any classifier."""
 
-import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+import argparse
 from pathlib import Path
 
-import keras
-import numpy as np
+from utils import heatmap, imaging
+from utils.commands import common
 
-from utils import arcface, gradcam, heatmap, imaging, networks, repro
-
-MANIFEST = "manifest.json"
-LONGEST = 4  # times as long as the smallest side may the other be; Score-CAM of VGG then takes 6.5 GB
-
-
-def explain_files(
-    files: Iterable[tuple[Path, str]],
-    network: keras.Model,
-    class_names: Sequence[str],
-    out: Path,
-    method: str = "gradcam",
-    layers: Sequence[str] = (),
-    class_ids: Sequence[int] | None = None,
-    top_n: int = 1,
-    smallest_side: int | None = None,
-    report: Callable[[str], None] = print,
-) -> dict:
-    """Explain the best classes of each image, or the ones asked for, and write what there is to see.
-
-    For each image, class and layer ``{base}_{rank}_{id}_{name}_{probability}_{kind}.png``: the heat map over the image
-    (kind: the method), the grey heat map, the image times the heat map (segmented) and Guided Grad-CAM; with several
-    layers, the layer's name stands before the kind. For each image ``{base}_guided_bprop.png``. ``manifest.json``
-    names them all, with the versions of what made them.
-
-    Args:
-        files: paths, each with the name for what is made of it, as `imaging.image_files` gives them.
-        network: images of 0..255 → class scores, with its preprocessing inside.
-        class_names: one for each score.
-        out: folder, made if need be.
-        method: one of `gradcam.METHODS`.
-        layers: names of the layers that give the maps; empty: `networks.default_layer`.
-        class_ids: classes to explain; None: the ``top_n`` best of each image.
-        smallest_side: for networks that take any size: images keep their aspect and are resized until their smallest
-            side has that many pixels; those of more than `LONGEST` to 1 are skipped. None: resized to the network's
-            own size.
-        report: called with a line for each class: file, rank, id, name and probability.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        ValueError: unknown method, layer or class id, or not one image can be explained.
-    """
-    names = list(layers) or [networks.default_layer(network)]
-    networks.check_layers(network, names)
-    if top_n < 1:
-        raise ValueError(f"top_n must be at least 1. Received: {top_n!r}")
-    if smallest_side and any(network.inputs[0].shape[1:3]):
-        raise ValueError(f"smallest_side needs a network for any size. Received: images {network.inputs[0].shape}")
-    outside = [k for k in class_ids or () if not 0 <= k < len(class_names)]
-    if outside:
-        raise ValueError(f"Class ids must lie in 0..{len(class_names) - 1}. Received: {outside}")
-    if method not in gradcam.METHODS:
-        raise ValueError(f"Unknown method; choose one of {gradcam.METHODS}. Received: {method!r}")
-    manifest = {"network": network.name, "method": method, "layers": names, "versions": repro.versions()}
-    manifest |= {"smallest_side": smallest_side, "images": [], "skipped": []}
-    for path, base in files:
-        try:
-            image = imaging.read_image(path)
-            seen = _as_seen(path, image, network, smallest_side)
-        except (ValueError, FileNotFoundError) as error:
-            manifest["skipped"].append(str(error))
-            continue
-        entry = _explain_image(image, seen, base, network, class_names, out, method, names, class_ids, top_n)
-        manifest["images"].append({"file": path.name} | entry)
-        for found in entry["classes"]:
-            report(f"{path}\t{found['rank']}\t{found['id']}\t{found['name']}\t{found['probability']:.3f}")
-    if not manifest["images"]:
-        raise ValueError(f"Not one image can be explained: {' '.join(manifest['skipped'][:5])}")
-    with imaging.atomic_write(out / MANIFEST) as draft:
-        draft.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return manifest
+NETWORKS = (
+    "vgg16", "vgg19", "resnet18", "resnet50", "resnet101", "densenet121", "inception_v3", "mobilenet_v2",
+    "mobilenet_v3", "shufflenet_v2", "efficientnet",
+)  # fmt: skip
+METHODS = ("gradcam", "gradcam++", "layercam", "hirescam", "xgradcam", "scorecam")
 
 
-def _as_seen(path, image, network, smallest_side):
-    """The image (H, W, 3) as the network sees it: (1, height, width, 3)."""
-    given = image.shape[:2]
-    if smallest_side and max(given) > LONGEST * min(given):
-        raise ValueError(f"Cannot keep the aspect of {path}: {given[1]}x{given[0]} is longer than {LONGEST} to 1.")
-    if smallest_side:
-        size = (round(side * smallest_side / min(given)) for side in given)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_examples(
+        parser, "photo.jpg folder/ --model my_model --out explained",
+        "photo.jpg --network vgg16 --weights none --top-n 3 --out explained",
+    )  # fmt: skip
+    common.add_images(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the pictures go")
+    group = parser.add_argument_group("network")
+    network = group.add_mutually_exclusive_group()
+    common.add_model(network)
+    network.add_argument(
+        "--network", choices=NETWORKS, metavar="NAME", help="classifier of ImageNet's classes: %(choices)s"
+    )
+    common.add_weights(group)
+    group.add_argument(
+        "--keep-aspect", action="store_true", help="with --network: do not squash images to the shape of a square"
+    )
+    group = parser.add_argument_group("heat maps")
+    group.add_argument(
+        "--method", choices=METHODS, metavar="NAME",
+        help="%(choices)s (default: of a model its own maps, without a gradient; else gradcam)",
+    )  # fmt: skip
+    layers = group.add_mutually_exclusive_group()
+    layers.add_argument("--layer", nargs="+", help="layers of the heat maps; an unknown name lists them")
+    layers.add_argument("--all-layers", action="store_true", help="every layer that gives maps")
+    classes = group.add_mutually_exclusive_group()
+    classes.add_argument("--class-id", nargs="+", type=int, metavar="ID", help="classes to explain")
+    classes.add_argument("--top-n", type=int, metavar="N", help="explain the N best classes of each image (default: 1)")
+
+
+def main(options) -> int:
+    if options.keep_aspect and not options.network:
+        raise ValueError("--keep-aspect needs --network: a model of this project takes images of one size.")
+    wishes = (options.network, options.method, options.layer, options.class_id, options.top_n)
+    if options.all_layers or any(wish is not None for wish in wishes):
+        return _explain_with_gradients(options)
+    return _explain_with_clusters(options)
+
+
+def _explain_with_gradients(options) -> int:
+    from tqdm import tqdm
+
+    from utils import networks
+    from utils.commands import pictures
+    from utils.faster_gradcam import FasterGradCAM
+    from utils.networks import classifiers
+
+    files = imaging.image_files(options.images)
+    smallest_side = None
+    if options.network:
+        size = (None, None) if options.keep_aspect else None
+        network = classifiers.build(options.network, weights=common.chosen_weights(options), image_size=size)
+        class_names, default_layer = classifiers.class_names(), networks.default_layer(network)
+        if options.keep_aspect:
+            smallest_side = classifiers.NETWORKS[options.network].image_size
     else:
-        size = (side or own for side, own in zip(network.inputs[0].shape[1:3], given, strict=True))
-    return imaging.resize(image[None], *size)
+        faster = FasterGradCAM.load(options.model)
+        network, class_names, default_layer = faster.classifier(), faster.class_names, faster.meta["layer"]
+    manifest = pictures.explain_files(
+        common.with_bar(files, "explaining"), network, class_names=class_names, out=options.out,
+        method=options.method or "gradcam",
+        layers=networks.map_layers(network) if options.all_layers else options.layer or [default_layer],
+        class_ids=options.class_id, top_n=1 if options.top_n is None else options.top_n,
+        smallest_side=smallest_side, report=tqdm.write,
+    )  # fmt: skip
+    return common.report_skipped(manifest["skipped"], len(files))
 
 
-def _probabilities(network, images):
-    """Of each class, float (K,): softmax of the logits; for embedding networks the cosine scores as they are."""
-    scores = networks.forward(network, images)[0].astype(np.float64)
-    if isinstance(network.layers[-1], arcface.ArcFace):
-        return scores
-    shares = np.exp(scores - scores.max())
-    return shares / shares.sum()
+def _explain_with_clusters(options) -> int:
+    from tqdm import tqdm
 
+    from utils.faster_gradcam import FasterGradCAM
 
-def _explain_image(image, seen, base, network, class_names, out, method, layers, class_ids, top_n):
-    """Write the pictures of one image, of which the network sees ``seen``; returns its part of the manifest."""
-
-    def guided_backprop(k):
-        return imaging.resize(gradcam.guided_backprop(network, seen, targets=k), *image.shape[:2])[0]
-
-    shares = _probabilities(network, seen)
-    ranked = [int(k) for k in np.argsort(-shares, kind="stable")]
-    entry = {"classes": [], "guided_bprop": None}
-    try:
-        best_guided = guided_backprop(ranked[0])
-        entry["guided_bprop"] = f"{base}_guided_bprop.png"
-        imaging.write_image(out / entry["guided_bprop"], _relief(best_guided))
-    except ValueError as error:  # a network without ReLU has no guided backpropagation
-        entry["no_guided_bprop"] = str(error)
-    for k in class_ids or ranked[:top_n]:
-        rank = 1 + ranked.index(k)
-        stem = f"{base}_{rank}_{k}_{_file_part(class_names[k])}_{shares[k]:.3f}"
-        maps = gradcam.explain_layers(network, seen, layers=layers, targets=k, method=method)
-        guided = None
-        if entry["guided_bprop"]:
-            guided = best_guided if k == ranked[0] else guided_backprop(k)
-        pictures = {}
-        for layer in layers:
-            heat = imaging.resize(maps[layer], *image.shape[:2])[0]
-            kinds = {
-                method: heatmap.overlay(image, heat), "heatmap": heatmap.grey(heat),
-                "segmented": heatmap.segment(image, heat),
-            }  # fmt: skip
-            if guided is not None:  # Guided Grad-CAM is the product (arXiv 1610.02391, section 3.2)
-                kinds["guided_gradcam"] = _relief(guided * heat[..., None])
-            prefix = f"{_file_part(layer)}_" if len(layers) > 1 else ""
-            pictures |= {f"{prefix}{kind}": picture for kind, picture in kinds.items()}
-        for kind, picture in pictures.items():
-            imaging.write_image(out / f"{stem}_{_file_part(kind)}.png", picture)
-        entry["classes"].append({
-            "rank": rank, "id": k, "name": class_names[k], "probability": round(float(shares[k]), 6),
-            "files": {kind: f"{stem}_{_file_part(kind)}.png" for kind in pictures},
-        })  # fmt: skip
-    return entry
-
-
-def _relief(gradient):
-    """Signed values (H, W, 3) as a picture, grey where they are 0."""
-    strongest = max(np.percentile(np.abs(gradient), 98), 1e-12)  # a few pixels would leave the rest grey
-    return np.round(127.5 + 127.5 * np.clip(gradient / strongest, -1, 1)).astype(np.uint8)
-
-
-def _file_part(name):
-    return re.sub(r"[^\w+.-]+", "_", name)
+    files = imaging.image_files(options.images)
+    faster = FasterGradCAM.load(options.model)
+    skipped = []
+    for path, name, image in common.read_or_skip(common.with_bar(files, "explaining"), skipped):
+        result = faster.explain(image)
+        heat = result.heatmaps[0]
+        imaging.write_image(options.out / f"{name}_heatmap.png", heatmap.grey(heat))
+        imaging.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))
+        box = heatmap.box(heat)
+        tqdm.write(f"{path}\t{result.names[0]}\t{result.scores.max():.3f}\t{box or 'no box'}")
+    return common.report_skipped(skipped, len(files))

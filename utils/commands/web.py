@@ -1,8 +1,9 @@
-"""The live demo in a browser: one page with the network in it, run by LiteRT.js where the camera is. No TensorFlow.
+"""``demo --web`` and ``demo --export``: one page with the network in it, which LiteRT.js runs where the camera is.
 
 `page.html` beside this file is its template. The page computes what `runtime.Explainer` does, and sends nothing.
 """
 
+import argparse
 import base64
 import hashlib
 import html
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 
 from utils import heatmap, imaging, runtime
+from utils.commands import common
 
 PACKAGES = ("core", "wasm-utils")  # of LiteRT.js, on npm under @litertjs
 CDN = "https://cdn.jsdelivr.net/npm/@litertjs/{package}@2.5.3/"
@@ -24,7 +26,35 @@ TEMPLATE = Path(__file__).with_name("page.html")
 FRAME_HEIGHT = 820  # pixels
 
 
-def page(file: str | os.PathLike, mode: str = "heatmap", packages: str = CDN) -> str:
+def add_arguments(shown, group: argparse._ArgumentGroup) -> None:
+    """Options of ``demo``; ``shown`` are those that exclude each other."""
+    shown.add_argument("--web", action="store_true", help="serve a page that explains the browser's own camera")
+    shown.add_argument(
+        "--export", type=Path, metavar="PAGE", help="write that page, model inside, as .html for any static host"
+    )
+    group.add_argument("--port", type=int, default=8000, help="port of --web, on 127.0.0.1")
+    group.add_argument(
+        "--assets", type=Path, metavar="DIR",
+        help="with --web: node_modules folder with @litertjs/core, served instead of the CDN's copy",
+    )  # fmt: skip
+
+
+def main(options) -> int:
+    if options.source != "0" or options.save:
+        raise ValueError("The page takes the browser's own camera: --source and --save do not go with it.")
+    if options.export and options.assets:
+        raise ValueError("--assets needs --web: an exported page takes LiteRT.js from its CDN.")
+    file = common.model_file(options)
+    if options.export:
+        print(f"wrote {export(file, options.export, mode=options.mode)}")
+        return 0
+    with server(file, options.port, mode=options.mode, assets=options.assets) as serving:
+        print(f"http://127.0.0.1:{serving.server_port}/  (Ctrl-C ends it)", flush=True)
+        serving.serve_forever()
+    return 0
+
+
+def page(file: str | os.PathLike, mode: str = "heatmap", *, packages: str = CDN) -> str:
     """The page, as HTML, with an explainer file in it.
 
     Args:
@@ -58,7 +88,7 @@ def frame(file: str | os.PathLike) -> str:
     )
 
 
-def export(file: str | os.PathLike, path: str | os.PathLike, mode: str = "heatmap") -> Path:
+def export(file: str | os.PathLike, path: str | os.PathLike, *, mode: str = "heatmap") -> Path:
     """Write the page for any static host; it appears as a whole or not at all.
 
     Raises:
@@ -74,7 +104,7 @@ def export(file: str | os.PathLike, path: str | os.PathLike, mode: str = "heatma
 
 
 def server(
-    file: str | os.PathLike, port: int, mode: str = "heatmap", assets: str | os.PathLike | None = None
+    file: str | os.PathLike, port: int, *, mode: str = "heatmap", assets: str | os.PathLike | None = None
 ) -> ThreadingHTTPServer:
     """A server of the page on 127.0.0.1, bound but not yet serving.
 
@@ -85,13 +115,13 @@ def server(
 
     Raises:
         FileNotFoundError, ValueError: as of `page`; LiteRT.js is not in the folder; no such port.
-        OSError: the port is taken, or not for everybody.
+        OSError: the port is in use or needs privileges.
     """
     if assets and (missing := [p for p in PACKAGES if not Path(assets, "@litertjs", p, "dist", "index.js").is_file()]):
         raise FileNotFoundError(f"There is no @litertjs/{missing[0]} in {assets}; npm install @litertjs/core adds it.")
     if not 0 <= port <= 65535:
         raise ValueError(f"The port must be in 0..65535. Received: {port}")
-    content = page(file, mode, SERVED if assets else CDN).encode()
+    content = page(file, mode, packages=SERVED if assets else CDN).encode()
 
     class Handler(SimpleHTTPRequestHandler):
         extensions_map = {".js": "text/javascript", ".wasm": "application/wasm", "": "application/octet-stream"}

@@ -1,0 +1,104 @@
+"""``anomaly``: ``fit`` learns from normal images, ``explain`` finds what differs."""
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from utils import heatmap, imaging, runtime
+from utils.commands import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_examples(
+        parser, "fit my_normal_images --out my_detector", "explain new_images --model my_detector --out explained"
+    )
+    parts = parser.add_subparsers(required=True, metavar="fit|explain", dest="part")
+    formatter = {"formatter_class": common.HelpFormatter}
+    _add_fit(parts.add_parser("fit", help="learn what is normal, save it and its LiteRT file", **formatter))
+    _add_explain(parts.add_parser("explain", help="score images, draw overlays and masks", **formatter))
+
+
+def _add_fit(parser):
+    common.add_examples(
+        parser, "my_normal_images --out my_detector",
+        "my_normal_images --weights none --false-positives 0.02 --out my_detector",
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of normal images, with its sub-folders")
+    parser.add_argument("--out", type=Path, required=True, metavar="MODEL", help="where the model goes")
+    common.add_weights(parser)
+    parser.add_argument("--image-size", type=int, metavar="N", help="side of the input (default: 224, from scratch 96)")
+    parser.add_argument("--steps", type=int, metavar="N", help="gradient steps (default: 150, from scratch 400)")
+    parser.add_argument(
+        "--false-positives", type=float, default=0.01, metavar="SHARE",
+        help="share of normal images that may score above 1, the threshold",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
+
+
+def _add_explain(parser):
+    common.add_examples(
+        parser, "new_images --model my_detector --out explained", "a.jpg b.jpg --model my_detector --out explained"
+    )
+    common.add_images(parser)
+    parser.add_argument("--model", type=Path, required=True, metavar="MODEL", help="model that `anomaly fit` made")
+    common.add_threads(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where pictures and scores.csv go")
+
+
+def main(options) -> int:
+    return _fit(options) if options.part == "fit" else _explain(options)
+
+
+def _fit(options) -> int:
+    from tqdm import tqdm
+
+    from utils import export
+    from utils.anomaly import AnomalyDetector
+
+    if not options.folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {options.folder}, expected one of normal images.")
+    folders = [options.folder, *sorted(path for path in options.folder.rglob("*") if path.is_dir())]
+    files = imaging.image_files([folder for folder in folders if imaging.images_in(folder)] or [options.folder])
+    skipped = []
+    images = [image for _, _, image in common.read_or_skip(common.with_bar(files, "reading"), skipped)]
+    common.report_skipped(skipped, len(files))
+    options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
+    form = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
+    with tqdm(desc="training", total=1.0, bar_format=form, disable=None) as bar:
+
+        def show(entry):
+            share = entry["seconds"] / max(entry["seconds"] + entry["seconds_left"], 1e-9)
+            bar.set_postfix_str(f"{entry['seconds_left']:.0f} s left, loss {entry['loss']:.2f}", refresh=False)
+            bar.update(share - bar.n)
+
+        detector = AnomalyDetector.fit(
+            images, weights=common.chosen_weights(options), seed=options.seed, image_size=options.image_size,
+            steps=options.steps, false_positives=options.false_positives, progress=show,
+        )  # fmt: skip
+    detector.save(options.out)
+    print(f"learnt {len(images)} normal images; saved in {options.out}", flush=True)
+    print(export.export_float(detector, options.out / runtime.FLOAT_FILE))
+    return 130 if detector.meta["interrupted"] else 0
+
+
+def _explain(options) -> int:
+    from tqdm import tqdm
+
+    files = imaging.image_files(options.images)
+    explainer = runtime.Explainer(options.model / runtime.FLOAT_FILE, num_threads=options.threads)
+    if explainer.kind != "anomaly":
+        raise ValueError(f"{options.model} finds no anomalies; `python -m utils anomaly fit` makes a model that does.")
+    skipped = []
+    with imaging.whole(options.out / "scores.csv") as draft, draft.open("w", newline="", encoding="utf-8") as table:
+        rows = csv.writer(table)
+        rows.writerow(["file", "score", "is_anomaly"])
+        for path, name, image in common.read_or_skip(common.with_bar(files, "explaining"), skipped):
+            result = explainer.explain(image)
+            heat = result.heatmaps[0]
+            imaging.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))
+            imaging.write_image(options.out / f"{name}_mask.png", np.where(heat > 0.5, np.uint8(255), np.uint8(0)))
+            rows.writerow([path, f"{result.scores[0]:.4f}", int(result.is_anomaly[0])])
+            tqdm.write(f"{path}\t{result.names[0]}\t{result.scores[0]:.3f}")
+    return common.report_skipped(skipped, len(files))

@@ -1,0 +1,148 @@
+"""What several commands share: options, the form of their help, progress, results in files. Needs no TensorFlow."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import field, fields
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from utils import imaging, runtime
+
+DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "janken"
+SOURCES = ("janken", "synthetic")  # of training data; any other name is a folder
+DATA_HELP = "janken (real photos), synthetic (rendered hands) or a folder with one sub-folder per class"
+METAVARS = {int: "N", float: "X", str: "NAME"}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that names a default where there is one, and no path of this machine."""
+
+    def _get_help_string(self, action):
+        has_none = any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        if has_none or isinstance(action.default, Path) or "default:" in action.help:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+def add_examples(parser: argparse.ArgumentParser, *lines: str) -> None:
+    """Show these arguments as examples below the help."""
+    parser.epilog = "\n".join(["examples:", *(f"  {parser.prog} {line}" for line in lines)])
+
+
+def add_images(parser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+
+
+def add_model(parser) -> None:
+    parser.add_argument(
+        "--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER", help="model folder (default: the shipped model)"
+    )
+
+
+def add_threads(parser) -> None:
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads of the network")
+
+
+def add_exported_model(parser) -> None:
+    """--model, --int8 and --threads; `model_file` is the file they name."""
+    add_model(parser)
+    parser.add_argument("--int8", action="store_true", help="run the int8 file instead of the float32 one")
+    add_threads(parser)
+
+
+def model_file(options) -> Path:
+    """The exported file of `add_exported_model`."""
+    return options.model / (runtime.INT8_FILE if options.int8 else runtime.FLOAT_FILE)
+
+
+def option(default, help: str, **settings):
+    """A dataclass field that is an option of the command line, too: `add_options` and `chosen` go with it.
+
+    Args:
+        settings: as of ``ArgumentParser.add_argument``; "flag", if it is not the field's name; "group", its title.
+    """
+    return field(default=default, metadata={"help": help, **settings})
+
+
+def add_options(parser: argparse.ArgumentParser, dataclass: type) -> None:
+    """Add the options of a dataclass, in groups."""
+    groups = {group.title: group for group in parser._action_groups}
+    for part in fields(dataclass):
+        settings = dict(part.metadata)
+        if not settings:
+            continue
+        title = settings.pop("group")
+        groups[title] = groups.get(title) or parser.add_argument_group(title)
+        flag = settings.pop("flag", f"--{part.name.replace('_', '-')}")
+        if part.type is bool:
+            settings["action"] = "store_true"
+        else:
+            kind = next(iter(get_args(part.type)), part.type)  # of `int | None` the int
+            settings = {"default": part.default, "type": kind} | settings
+            if "choices" not in settings:
+                settings = {"metavar": METAVARS[kind]} | settings
+        groups[title].add_argument(flag, dest=part.name, **settings)
+
+
+def chosen(options, dataclass: type):
+    """The dataclass with what was chosen."""
+    return dataclass(**{part.name: getattr(options, part.name) for part in fields(dataclass)})
+
+
+def add_weights(parser) -> None:
+    parser.add_argument("--weights", default="imagenet", help="imagenet, none (random) or a weights file")
+
+
+def chosen_weights(options) -> str | None:
+    """--weights as the networks take it."""
+    return None if options.weights == "none" else options.weights
+
+
+def add_results(parser) -> None:
+    """--json and --plot; `prepare_results` and `write_results` go with them."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a figure: .png or .svg")
+
+
+def prepare_results(options) -> None:
+    """Make the folders of the results: better now than after the measurements."""
+    for path in (options.json, options.plot):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_results(options, result: dict, draw: Callable) -> None:
+    """Write the numbers and the figure that ``draw`` returns, as far as they were asked for."""
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.plot:
+        draw().savefig(options.plot)
+
+
+def with_bar(files: list, what: str):
+    """The files, with a bar on stderr while they are gone through, where that is a terminal."""
+    from tqdm import tqdm  # a board has none
+
+    return tqdm(files, what, leave=False, delay=2, disable=None)
+
+
+def read_or_skip(files: list[tuple[Path, str]], skipped: list[str]) -> Iterator[tuple[Path, str, np.ndarray]]:
+    """Yield path, name and image of each file; why one cannot be read goes to ``skipped``."""
+    for path, name in files:
+        try:
+            image = imaging.read_image(path)
+        except (ValueError, FileNotFoundError) as error:
+            skipped.append(str(error))
+        else:
+            yield path, name, image
+
+
+def report_skipped(skipped: list[str], n_files: int) -> int:
+    """Say on stderr what was skipped; returns the exit code: 2 if that is every file."""
+    if skipped:
+        print(f"skipped {len(skipped)} of {n_files}: {' '.join(skipped[:5])}", file=sys.stderr)
+    return 2 if len(skipped) == n_files else 0

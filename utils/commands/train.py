@@ -1,0 +1,60 @@
+"""``train``: from folders of photos to a model folder."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from utils.commands import common
+from utils.commands.recipe import Recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_examples(
+        parser, "--data my_photos --out my_model", "--data janken synthetic --none --steps 1200 --seed 1 --out my_model"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the model goes")
+    parser.add_argument_group("data").add_argument(
+        "--data", nargs="+", required=True, metavar="SOURCE",
+        help=f"{common.DATA_HELP}; several are joined if they have the same classes",
+    )  # fmt: skip
+    common.add_options(parser, Recipe)
+
+
+def main(options) -> int:
+    from utils import arcface
+    from utils.commands import comparison, training
+
+    recipe = common.chosen(options, Recipe)
+    sources = [training.load_source(source, recipe) for source in recipe.data]
+    dataset = training.join_sources(sources, recipe)
+    untrained = training.build_network(recipe)
+    options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
+    print(f"{len(dataset.train)} training and {len(dataset.test)} test images of {', '.join(dataset.class_names)}")
+    trained, faster = training.train_model(untrained, dataset, recipe, progress=_print_progress)
+    if trained.interrupted:
+        kept = f"the best weights so far (step {trained.best_step})" if trained.best_step else "the last weights"
+        print(f"interrupted: {kept} are kept")
+    info = {"best_step": trained.best_step, "interrupted": trained.interrupted}
+    info = {"training": recipe.stored() | info, "data_fingerprint": dataset.fingerprint}
+    if len(dataset.test):
+        accuracy = arcface.accuracy(trained.network, dataset.images[dataset.test], dataset.labels[dataset.test])
+        info["test_accuracy"] = round(accuracy, 4)
+        print(f"test accuracy (no label, no margin): {accuracy:.4f} on {len(dataset.test)} images")
+    faster.save(options.out, **info)
+    print(f"saved in {options.out}", flush=True)
+    if any(source.masks is None for source in sources):
+        dataset = replace(dataset, masks=None)  # guessed ones are good enough to train with, not to judge by
+    measures = comparison.brief(faster, dataset, dataset.test)
+    n_images = measures.pop("n_images")
+    if n_images:
+        print(f"heat maps of {n_images} test images:", *(f"{name} {value}" for name, value in measures.items()))
+    return 130 if trained.interrupted else 0
+
+
+def _print_progress(entry):
+    left = round(entry["seconds_left"])
+    print(
+        f"step {entry['step']:5d}   loss {entry['loss']:7.4f}   validation accuracy {entry['validation_accuracy']:.4f}"
+        f"   {left // 60}:{left % 60:02d} left",
+        flush=True,
+    )
