@@ -122,7 +122,7 @@ def test_flat_black_white_and_noise_images_give_finite_gradients(policy, rng):
 
 
 def test_one_trace_whatever_the_batch_size(rng, monkeypatch):
-    network, traced, twin = conv_network(), [], guided.twin
+    network, traced, twin = conv_network(), [], guided.guided_copy
     monkeypatch.setattr(guided, "twin", lambda layer: traced.append(layer.name) or twin(layer))
     for n in (1, 5, 2, 35):
         gradcam.guided_backprop(network, rng.random((n, 8, 8, 3)))
@@ -180,14 +180,15 @@ def test_mobilenet_differs_from_the_plain_gradient_and_stays_as_it_was(rng):
     for a, b in zip(weights, network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     relu = network.get_layer("out_relu")
-    assert guided.twin(relu) is not relu and relu.call.__self__ is relu
+    assert guided.guided_copy(relu) is not relu and relu.call.__self__ is relu
 
 
 def test_guided_gradcam_is_the_product(rng):
     network = conv_network()
     images = rng.normal(0, 2, (2, 10, 12, 3)).astype(np.float32)
     got = gradcam.guided_gradcam(network, images, layer="second", targets=1)
-    expected = gradcam.guided_backprop(network, images, targets=1) * gradcam.explain(network, images, layer="second", targets=1)[..., None]
+    heat = gradcam.explain(network, images, layer="second", targets=1)
+    expected = gradcam.guided_backprop(network, images, targets=1) * heat[..., None]
     np.testing.assert_array_equal(got, expected)
     assert got.shape == (2, 10, 12, 3) and got.dtype == np.float32
 

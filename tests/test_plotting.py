@@ -82,7 +82,7 @@ def tick_labels(figure):
 
 @pytest.mark.parametrize("losses", [(0.62, 0.41, 0.33), (11.3, 2.2, 0.4), (0.35, 0.34, 0.32)])
 def test_training_curves_have_labels_and_plain_numbers(losses):
-    history = [{"step": 10 * i, "loss": loss, "validation_accuracy": 0.9} for i, loss in enumerate(losses)]
+    history = [{"done": 10 * i, "loss": loss, "validation_accuracy": 0.9} for i, loss in enumerate(losses)]
     figure = plotting.training_curves(history)
     labels = [text for text in tick_labels(figure) if text]
     assert len(labels) >= 3 and all(float(text) > 0 and "e" not in text for text in labels)

@@ -67,14 +67,8 @@ class AnomalyDetector:
 
     @classmethod
     def fit(
-        cls,
-        normal_images: np.ndarray | Sequence[np.ndarray],
-        weights: str | os.PathLike | None = None,
-        *,
-        seed: int = 0,
-        image_size: int | None = None,
-        steps: int | None = None,
-        false_positives: float = 0.01,
+        cls, normal_images: np.ndarray | Sequence[np.ndarray], weights: str | os.PathLike | None = None, *,
+        seed: int = 0, image_size: int | None = None, steps: int | None = None, false_positives: float = 0.01,
         progress: Callable[[dict], None] = lambda entry: None,
     ) -> "AnomalyDetector":
         """Learn what is normal.
@@ -98,10 +92,8 @@ class AnomalyDetector:
             FileNotFoundError: no such weights.
         """
         spec = networks.Spec(
-            backbone="mobilenet_v2" if weights else "small_resnet",
-            image_size=image_size or (224 if weights else 96),
-            embedding_size=64,
-            last_layer=LAYERS["mobilenet_v2"][-1] if weights else None,
+            backbone="mobilenet_v2" if weights else "small_resnet", image_size=image_size or (224 if weights else 96),
+            embedding_size=64, last_layer=LAYERS["mobilenet_v2"][-1] if weights else None,
         )
         steps = (150 if weights else 400) if steps is None else steps
         _check_settings(spec, steps, false_positives)

@@ -99,19 +99,9 @@ class Training:
 
 
 def train(
-    network: keras.Model,
-    dataset: data.Dataset,
-    *,
-    steps: int = 400,
-    batch_size: int = 32,
-    learning_rate: float = 2e-4,
-    scale: float = 30.0,
-    margin: float = 0.3,
-    augmentation: float = 1.0,
-    backgrounds: np.ndarray | None = None,
-    evaluations: int = 10,
-    seed: int = 0,
-    progress: Callable[[dict], None] = lambda entry: None,
+    network: keras.Model, dataset: data.Dataset, *, steps: int = 400, batch_size: int = 32, learning_rate: float = 2e-4,
+    scale: float = 30.0, margin: float = 0.3, augmentation: float = 1.0, backgrounds: np.ndarray | None = None,
+    evaluations: int = 10, seed: int = 0, progress: Callable[[dict], None] = lambda entry: None,
 ) -> Training:
     """Train an embedding network in place with ArcFace, on the dataset's training images only.
 
@@ -220,8 +210,7 @@ def _accuracy(entry):
 def _models(network, head):
     """images → cosine scores; and images, labels → logits with the margin. They share all weights."""
     # This call comes first: Keras' `layer.input` means the first, and it has to be the embedding alone.
-    scores = keras.Model(network.inputs[0], head(network.outputs[0]), name=f"{network.name}_arcface")
-    scores.spec = getattr(network, "spec", None)
+    scores = networks.wrap(network.inputs[0], head(network.outputs[0]), like=network, name=f"{network.name}_arcface")
     label = keras.Input((), dtype="int32", name="label")
     return scores, keras.Model([network.inputs[0], label], head(network.outputs[0], label))
 

@@ -46,13 +46,8 @@ def render_backgrounds(image_size: int, *, seed: int, strength: float = 1.0) -> 
 
 
 def augment(
-    image: np.ndarray,
-    mask: np.ndarray | None,
-    *,
-    backgrounds: np.ndarray,
-    rng: np.random.Generator,
-    strength: float = 1.0,
-    hidden: bool = False,
+    image: np.ndarray, mask: np.ndarray | None, *, backgrounds: np.ndarray, rng: np.random.Generator,
+    strength: float = 1.0, hidden: bool = False,
 ) -> np.ndarray:
     """One random variation of one image.
 

@@ -211,7 +211,7 @@ def _render_janken(image_size: int, n_images: int, variety: float, seed: int) ->
         raise ValueError(f"Received n_images={n_images}, expected at least one for each of {JANKEN_CLASSES}.")
     labels = np.sort(np.arange(n_images) % len(JANKEN_CLASSES))
     gestures = [JANKEN_CLASSES[label] for label in labels]
-    images, masks = hands.render_hands(gestures, image_size, seed, variety)
+    images, masks = hands.render_hands(gestures, image_size, seed=seed, variety=variety)
     names = tuple(f"{gesture}_{i:04d}" for i, gesture in enumerate(gestures))
     return Dataset(images, labels, JANKEN_CLASSES, masks, *split(labels, seed=seed), names)
 
@@ -318,11 +318,8 @@ def add_none(dataset: Dataset, n_images: int | None = None, seed: int = 0) -> Da
         raise ValueError(f"Received n_images={n_images}, expected at least 1.")
     rng, labels = np.random.default_rng(seed), np.zeros(n_images, int)
     none = Dataset(
-        np.stack([hands.render_background(rng, image_size=size) for _ in range(n_images)]),
-        labels,
-        (NONE,),
-        None if dataset.masks is None else np.zeros((n_images, size, size), bool),
-        *split(labels, seed=seed),
+        np.stack([hands.render_background(rng, image_size=size) for _ in range(n_images)]), labels, (NONE,),
+        None if dataset.masks is None else np.zeros((n_images, size, size), bool), *split(labels, seed=seed),
         tuple(f"{NONE}_{i:04d}" for i in range(n_images)),
     )
     return join(dataset, none)

@@ -102,9 +102,7 @@ def export_float(model: FasterGradCAM | AnomalyDetector, path: str | os.PathLike
     return _write(path, convert(keras.Model(image, outputs)), metadata)
 
 
-def export_int8(
-    float_file: str | os.PathLike, images: np.ndarray, path: str | os.PathLike, *, seed: int = 0
-) -> Path:
+def export_int8(float_file: str | os.PathLike, images: np.ndarray, path: str | os.PathLike, *, seed: int = 0) -> Path:
     """Quantise an exported float file: weights and activations of the network in int8, its tail stays float.
 
     Args:

@@ -81,15 +81,8 @@ class FasterGradCAM:
     """
 
     def __init__(
-        self,
-        network: keras.Model,
-        class_names: Sequence[str],
-        *,
-        prototypes: np.ndarray,
-        clusters: Clusters,
-        contrast: np.ndarray | None,
-        detail_weights: np.ndarray | None,
-        meta: dict,
+        self, network: keras.Model, class_names: Sequence[str], *, prototypes: np.ndarray, clusters: Clusters,
+        contrast: np.ndarray | None, detail_weights: np.ndarray | None, meta: dict,
     ):
         self.network, self.class_names = network, tuple(class_names)
         self.prototypes, self.clusters = prototypes, clusters
@@ -99,19 +92,9 @@ class FasterGradCAM:
 
     @classmethod
     def fit(
-        cls,
-        network: keras.Model,
-        images: np.ndarray,
-        labels: np.ndarray,
-        class_names: Sequence[str] | None = None,
-        *,
-        layer: str | None = None,
-        n_clusters: int = 10,
-        top_channels: int | None = None,
-        weighting: str = "all",
-        detail_layer: str | None = None,
-        backgrounds: np.ndarray | None = None,
-        seed: int = 0,
+        cls, network: keras.Model, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None, *,
+        layer: str | None = None, n_clusters: int = 10, top_channels: int | None = None, weighting: str = "all",
+        detail_layer: str | None = None, backgrounds: np.ndarray | None = None, seed: int = 0,
         progress: Callable[[dict], None] = lambda entry: None,
     ) -> "FasterGradCAM":
         """Harvest the images' channel weights, cluster their embeddings class by class, average per cluster.
@@ -190,16 +173,10 @@ class FasterGradCAM:
         network, meta = self.network, self.meta | {"weighting": weighting, "top_channels": top_channels}
         if not detail:
             meta["detail_layer"] = None
-            network = keras.Model(network.inputs[0], network.outputs[:2], name=network.name)
-            network.spec = self.network.spec
+            network = networks.wrap(network.inputs[0], network.outputs[:2], like=network)
         return FasterGradCAM(
-            network,
-            self.class_names,
-            prototypes=self.prototypes,
-            clusters=self.clusters,
-            contrast=self.contrast,
-            detail_weights=self.detail_weights if detail else None,
-            meta=meta,
+            network, self.class_names, prototypes=self.prototypes, clusters=self.clusters, contrast=self.contrast,
+            detail_weights=self.detail_weights if detail else None, meta=meta,
         )
 
     @property
@@ -228,11 +205,7 @@ class FasterGradCAM:
         clusters = np.where(is_none, -1, distances.argmin(axis=1))
         heatmaps = imaging.resize(self.heat_maps(clusters, maps, *details), height, width)
         return Explanation(
-            labels=labels,
-            class_names=self.class_names,
-            scores=scores,
-            heatmaps=heatmaps,
-            clusters=clusters,
+            labels=labels, class_names=self.class_names, scores=scores, heatmaps=heatmaps, clusters=clusters,
             embeddings=embeddings,
         )
 
@@ -253,8 +226,7 @@ class FasterGradCAM:
 
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K): what exact Grad-CAM differentiates, with this explainer's prototypes."""
-        embedding = keras.Model(self.network.input, self.network.output[1], name=self.network.name)
-        embedding.spec = self.network.spec
+        embedding = networks.wrap(self.network.inputs[0], self.network.outputs[1], like=self.network)
         return _with_prototypes(embedding, self.prototypes)
 
     def save(self, folder: str | os.PathLike, **info) -> None:
@@ -308,13 +280,9 @@ class FasterGradCAM:
             file = folder / model_folder.META_FILE
             raise ValueError(f"{file} belongs to another model: its class names or its layer do not fit.")
         return cls(
-            network,
-            meta["class_names"],
-            prototypes=arrays["prototypes"],
+            network, meta["class_names"], prototypes=arrays["prototypes"],
             clusters=Clusters(arrays["centroids"], arrays["cluster_classes"], arrays["mean_weights"]),
-            contrast=arrays.get("contrast"),
-            detail_weights=arrays.get("detail_weights"),
-            meta=meta,
+            contrast=arrays.get("contrast"), detail_weights=arrays.get("detail_weights"), meta=meta,
         )
 
 
@@ -385,9 +353,7 @@ def _classifier(network, images, labels, class_names):
         means = [embeddings[labels == k].mean(axis=0) for k in range(n_classes)]
         return _with_prototypes(network, np.stack(means, axis=1))
     if network.layers[-1].n_classes != n_classes:
-        raise ValueError(
-            f"The network has {network.layers[-1].n_classes} classes. Received: class names {class_names}"
-        )
+        raise ValueError(f"The network has {network.layers[-1].n_classes} classes. Received: class names {class_names}")
     return network
 
 
@@ -426,9 +392,7 @@ def _contrasts(classifier, layers, images, backgrounds):
 def _features(classifier, layers, embedding, *, name):
     """The network images → [maps of the first layer, embedding, maps of the detail layer if there is one]."""
     first, *detail = (networks.get_layer(classifier, layer).output for layer in layers)
-    features = keras.Model(classifier.inputs[0], [first, embedding, *detail], name=name)
-    features.spec = getattr(classifier, "spec", None)
-    return features
+    return networks.wrap(classifier.inputs[0], [first, embedding, *detail], like=classifier, name=name)
 
 
 def _weigh(mean_weights, contrast, weighting, top_channels):
@@ -465,10 +429,9 @@ def _unit(vectors, axis=-1):
 def _with_prototypes(network, prototypes):
     """The network (images → embedding) with an ArcFace head that has these prototypes (D, K)."""
     head = arcface.ArcFace(prototypes.shape[1], name="arcface")
-    classifier = keras.Model(network.inputs[0], head(network.outputs[0]), name=f"{network.name}_arcface")
+    scores = head(network.outputs[0])
     head.set_weights([prototypes])
-    classifier.spec = getattr(network, "spec", None)
-    return classifier
+    return networks.wrap(network.inputs[0], scores, like=network, name=f"{network.name}_arcface")
 
 
 def _is_ours(meta):

@@ -35,10 +35,7 @@ class Harvest(NamedTuple):
 
 
 def harvest(
-    network: keras.Model,
-    batches: Iterable,
-    *,
-    layer: str | None = None,
+    network: keras.Model, batches: Iterable, *, layer: str | None = None,
     progress: Callable[[dict], None] = lambda entry: None,
 ) -> Harvest:
     """Channel weights of the class score, image by image, streamed: memory holds one batch and the results.
@@ -71,13 +68,8 @@ def harvest(
 
 
 def explain(
-    network: keras.Model,
-    images: np.ndarray,
-    *,
-    layer: str | None = None,
-    targets: Targets = None,
-    method: str = "gradcam",
-    normalise: bool = True,
+    network: keras.Model, images: np.ndarray, *, layer: str | None = None, targets: Targets = None,
+    method: str = "gradcam", normalise: bool = True,
 ) -> np.ndarray:
     """Heat map of each image, by one of `METHODS`.
 
@@ -112,11 +104,7 @@ def explain(
 
 
 def explain_layers(
-    network: keras.Model,
-    images: np.ndarray,
-    *,
-    layers: Sequence[str] | None = None,
-    targets: Targets = None,
+    network: keras.Model, images: np.ndarray, *, layers: Sequence[str] | None = None, targets: Targets = None,
     method: str = "gradcam",
 ) -> dict[str, np.ndarray]:
     """Heat maps at several layers, from one forward and one backward pass (of a batch of images).
@@ -175,11 +163,7 @@ def guided_gradcam(
 
 
 def score_cam(
-    network: keras.Model,
-    images: np.ndarray,
-    *,
-    maps: np.ndarray,
-    class_ids: np.ndarray,
+    network: keras.Model, images: np.ndarray, *, maps: np.ndarray, class_ids: np.ndarray,
     score_function: Callable | None = None,
 ) -> np.ndarray:
     """Score-CAM (arXiv 1910.01279): Σ_c α_c·A_c with α = softmax over c of s(image ∘ mask_c) − s(black image).

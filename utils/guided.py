@@ -5,14 +5,13 @@ A rectifier y = min(max(x, 0), m), with m = 6 in ReLU6 and ∞ in ReLU, hands ba
     plain   where 0 < x < m          guided   where 0 < x < m and the gradient itself is positive
 """
 
-
 from utils import networks
 from utils.repro import keras, tf
 
 RELU, RELU6 = ("relu", "Relu"), ("relu6", "Relu6")  # a function and the operation of keras.ops
 
 
-def twin(operation):
+def guided_copy(operation):
     """The same layer (same weights, same output) with the guided rule in place of its ReLU; None if it has none.
 
     A ReLU layer, the "relu" or "relu6" of any layer with an ``activation``, and keras.ops.relu and relu6 count. A ReLU
@@ -27,7 +26,7 @@ def twin(operation):
     if _bounds(activation):
         return _with(operation, activation=_guided(activation, *_bounds(activation)))
     if isinstance(operation, keras.Layer):
-        inner = [layer for layer in operation._flatten_layers(include_self=False) if twin(layer) is not None]
+        inner = [layer for layer in operation._flatten_layers(include_self=False) if guided_copy(layer) is not None]
         if inner:
             raise ValueError(
                 "Guided backpropagation cannot reach a ReLU inside a layer that is no functional or Sequential model. "
@@ -37,10 +36,10 @@ def twin(operation):
 
 
 def call_layer(replaced: list):
-    """A ``call`` for `networks.run_layer_by_layer` that follows the guided rule and notes the names of the layers it changed."""
+    """A ``call`` for `networks.run_layer_by_layer` that follows the guided rule and notes which layers it changed."""
 
     def call(name, operation, *args, **kwargs):
-        substitute = twin(operation)
+        substitute = guided_copy(operation)
         if substitute is None:
             return networks.call_layer(name, operation, *args, **kwargs)
         replaced.append(name)

@@ -93,11 +93,7 @@ def _level(heatmap, threshold):
 
 
 def boxes(
-    heatmap: np.ndarray,
-    threshold: float | str = "otsu",
-    *,
-    n_boxes: int = 1,
-    min_area: float = 0.0,
+    heatmap: np.ndarray, threshold: float | str = "otsu", *, n_boxes: int = 1, min_area: float = 0.0
 ) -> list[Box]:
     """Boxes around the connected hot regions (8 neighbours), the one with the most heat first.
 

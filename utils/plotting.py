@@ -20,14 +20,7 @@ COLOURS = plt.get_cmap("tab10").colors
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def image_grid(
-    rows: list[list[np.ndarray]],
-    row_titles=None,
-    *,
-    titles=None,
-    boxes=None,
-    width: float = 9.0,
-) -> Figure:
+def image_grid(rows: list[list[np.ndarray]], row_titles=None, *, titles=None, boxes=None, width: float = 9.0) -> Figure:
     """Pictures in rows and columns. Beside rows of heat maps, and only there, stands the colour bar.
 
     Args:
@@ -94,7 +87,7 @@ def _add_colour_bars(figure, blocks):
 
 def training_curves(history: list[dict]) -> Figure:
     """Loss (with margin) and validation accuracy (without label and margin) over the training's steps."""
-    steps = [entry["step"] for entry in history]
+    steps = [entry["done"] for entry in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained", dpi=DPI)
     left.plot(steps, [entry["loss"] for entry in history], "o-", color=COLOURS[0])
     left.set(title="training loss (with margin)", xlabel="training step", ylabel="loss, logarithmic", yscale="log")
@@ -223,40 +216,3 @@ def _png(figure):
     file = io.BytesIO()
     figure.savefig(file, format="png", bbox_inches="tight")
     return file.getvalue()
-
-
-def benchmark_bars(result: dict) -> Figure:
-    """Milliseconds per image and method, the result of `benchmark.run`: medians, whiskers at the quartiles."""
-    configurations = result["configurations"]
-    sizes = sorted({tuple(case["image_size"]) for case in configurations})
-    batches, threads = (sorted({case[key] for case in configurations}) for key in ("batch_size", "threads"))
-    methods = list(configurations[0]["milliseconds"])
-    height = 0.8 / len(threads)
-    figure, axes = plt.subplots(
-        len(sizes), len(batches), figsize=(11, 0.9 + 3.0 * len(sizes)), squeeze=False, sharex=True, sharey=True,
-        layout="constrained", dpi=DPI,
-    )  # fmt: skip
-    for case in configurations:
-        ax = axes[sizes.index(tuple(case["image_size"]))][batches.index(case["batch_size"])]
-        ax.set_title("{}x{}, batch of {}".format(*case["image_size"], case["batch_size"]), fontsize=10)
-        i = threads.index(case["threads"])
-        lower, median, upper = np.transpose([case["milliseconds"][method] for method in methods])
-        ax.barh(
-            np.arange(len(methods)) + i * height, median, height, color=COLOURS[i], ecolor="0.2", capsize=2,
-            xerr=[median - lower, upper - median], label=f"{case['threads']} thread{'s' * (case['threads'] > 1)}",
-        )  # fmt: skip
-        for y, (value, end) in enumerate(zip(median, upper, strict=True)):
-            ax.annotate(
-                f"{value:.3g}", (end, y + i * height), (5, 0), textcoords="offset points", va="center", fontsize=7.5
-            )
-    for ax in axes.flat:
-        ax.set(xscale="log", yticks=np.arange(len(methods)) + height * (len(threads) - 1) / 2, yticklabels=methods)
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.margins(x=0.1)
-        ax.grid(axis="x", alpha=0.3)
-        ax.set_axisbelow(True)
-    axes[0][0].invert_yaxis()
-    figure.supxlabel("milliseconds per image", fontsize=10)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower right", ncols=len(threads), frameon=False)
-    plt.close(figure)
-    return figure

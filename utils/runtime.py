@@ -149,12 +149,8 @@ class Explainer:
             return AnomalyResult(scores, heatmaps)
         embeddings, clusters = more
         return Explanation(
-            labels=scores.argmax(axis=1),
-            class_names=self.class_names,
-            scores=scores,
-            heatmaps=heatmaps,
-            clusters=clusters,
-            embeddings=embeddings,
+            labels=scores.argmax(axis=1), class_names=self.class_names, scores=scores, heatmaps=heatmaps,
+            clusters=clusters, embeddings=embeddings,
         )
 
     def _run(self, image):

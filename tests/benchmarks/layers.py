@@ -41,7 +41,7 @@ def main() -> None:
     step, ready, label = bare(network, LAYER), tf.constant(image, tf.float32), tf.constant([0])
     runs = {
         "bare": lambda: step(ready, label).numpy(),
-        **{m: lambda m=m: gradcam.explain(network, image, layer=LAYER, method=m) for m in gradcam.METHODS if m != "scorecam"},
+        **{m: partial(gradcam.explain, network, image, layer=LAYER, method=m) for m in cams.RAW_MAPS},
         f"{len(layers)} layers": lambda: gradcam.explain_layers(network, image, layers=layers),
         "guided_backprop": lambda: gradcam.guided_backprop(network, image),
     }
