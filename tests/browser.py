@@ -63,7 +63,7 @@ class Browser:
             [COMMAND, "--headless", "--no-sandbox", "--no-first-run", "--remote-debugging-port=0", *cameras,
              f"--user-data-dir={self._profile.name}", *(f"--disable-{name}" for name in without), "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             file = Path(self._profile.name, "DevToolsActivePort")
             wait(lambda: file.is_file() and len(file.read_text().split()) == 2)

@@ -56,7 +56,7 @@ def tail(usual, threshold):
         "projection": np.ones((2, 1), np.float32), "offset": np.zeros(1, np.float32),
         "prototypes": np.array([[2.0], [50.0]], np.float32), "moments": np.array([[1.0, 2.0], [0.5, 1.0]]),
         "levels": np.array([usual, threshold]),
-    })  # fmt: skip
+    })
 
 
 def test_the_formula_by_hand():

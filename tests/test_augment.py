@@ -165,7 +165,7 @@ def test_none_shows_hidden_objects_now_and_then(monkeypatch):
     (("a", "b", "c", "none"), 14, 1, [4, 4, 4, 2]),
     (("a", "none", "b"), 2, 5, [4, 2, 4]),  # fewer than there are classes
     (tuple("abcdefghi"), 3, 6, [2] * 9),
-])  # fmt: skip
+])
 def test_batches_hold_every_class_equally_often_but_none_half_as_often(names, batch_size, steps, counts):
     labels = np.arange(len(names))
     images = np.zeros((len(names), 32, 32, 3), np.uint8)

@@ -30,7 +30,7 @@ def gap_classifier(activation=None):
     keras.utils.set_random_seed(0)
     inputs, x = trunk()
     return keras.Model(inputs, keras.layers.Dense(4, activation=activation, name="head")(
-        keras.layers.GlobalAveragePooling2D()(x)))  # fmt: skip
+        keras.layers.GlobalAveragePooling2D()(x)))
 
 
 @pytest.fixture
@@ -562,7 +562,7 @@ def test_a_nested_application_of_keras(rng):
     network = keras.Sequential([
         keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 127.5, offset=-1), inner,
         keras.layers.GlobalAveragePooling2D(), keras.layers.Dropout(0.5), keras.layers.Dense(3, activation="softmax"),
-    ])  # fmt: skip
+    ])
     images = rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     assert networks.default_layer(network) == "mobile/out_relu"
     names = [name for name in networks.map_layers(network) if name.endswith("expand_relu")]
@@ -578,14 +578,14 @@ def test_a_model_whose_last_layer_is_a_classifier_with_softmax(images):
     inputs = keras.Input((12, 12, 3))
     outer = keras.Model(inputs, softmax(inputs))
     raw = [gradcam.explain(n, images, layer=name, targets=2, normalise=False) for n, name in (
-        (logits, "backbone/late"), (outer, f"{softmax.name}/backbone/late"))]  # fmt: skip
+        (logits, "backbone/late"), (outer, f"{softmax.name}/backbone/late"))]
     np.testing.assert_allclose(*raw, atol=1e-6)
     assert networks.score_output(logits) is logits.outputs[0]
     assert networks.score_output(outer) is not outer.outputs[0]
 
 
 @pytest.mark.parametrize("end", [keras.ops.softmax, keras.layers.Softmax(), keras.layers.Activation("log_softmax"),
-                                 keras.ops.sigmoid, keras.layers.Activation("sigmoid")])  # fmt: skip
+                                 keras.ops.sigmoid, keras.layers.Activation("sigmoid")])
 def test_the_logit_is_explained_whatever_squashes_it(end, images):
     logits = gap_classifier()
     network = keras.Model(logits.input, end(1000 * logits.output))  # saturated: its own gradient would be zero

@@ -94,7 +94,7 @@ def test_no_heat_no_box(threshold):
         ({"heatmap": np.array([[np.nan]])}, "one finite heat map"), ({"heatmap": -np.ones((2, 2))}, "nowhere below 0"),
         ({"heatmap": np.ones((0, 2))}, "one finite heat map"),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_boxes(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         heatmap.boxes(**{"heatmap": np.ones((2, 2))} | change)

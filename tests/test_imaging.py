@@ -67,7 +67,7 @@ def test_read_image_applies_the_exif_orientation(tmp_path):
         ("a.jpeg", {}, "copy.jpg"), ("b.bmp", {}, "copy.bmp"), ("c.dat", {"format": "PNG"}, "copy.png"),
         ("d.jpg", {"exif": {0x0112: 3}}, None), ("e.gif", {}, None), ("f.tif", {}, None),
     ],
-)  # fmt: skip
+)
 def test_write_upright_copies_what_everybody_reads_alike(tmp_path, name, options, copied):
     if "exif" in options:
         exif = Image.Exif()

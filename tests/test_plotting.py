@@ -1,7 +1,5 @@
 """What the figures of the notebooks show: colours, colour bars, axes; the slider."""
 
-import base64
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -105,41 +103,3 @@ def test_the_threshold_lies_within_the_roc_plot_which_says_that_it_is_cut(scores
     assert right.get_xlim()[0] < dot[0] < right.get_xlim()[1] and right.get_ylim()[0] < dot[1] < right.get_ylim()[1]
     assert "corner" in right.get_title()
     assert all(ax.get_xlabel() and ax.get_ylabel() and ax.get_title() for ax in (left, right))
-
-
-@pytest.fixture
-def slider():
-    drawn = []
-
-    def draw(option):
-        drawn.append(option)
-        return plt.Figure(figsize=(1 + len(drawn), 1))
-
-    return plotting.Slider(["early", "middle", "late"], draw, otherwise=plt.Figure(figsize=(1, 1))), drawn
-
-
-def test_slider_draws_where_it_stops_and_only_once(slider):
-    pytest.importorskip("ipywidgets")
-    slider, drawn = slider
-    choice, picture = slider.box().children
-    first = bytes(picture.value)
-    assert first.startswith(PNG) and drawn == ["early"]
-    choice.value = "late"
-    assert bytes(picture.value).startswith(PNG) and picture.value != first
-    choice.value = "early"
-    assert picture.value == first and drawn == ["early", "late"]
-
-
-def test_slider_gives_the_front_end_a_picture_as_well(slider):
-    pytest.importorskip("ipywidgets")
-    bundle = slider[0]._repr_mimebundle_(include=None, exclude=None)
-    assert bundle[plotting.WIDGET]["model_id"]
-    assert base64.b64decode(bundle["image/png"]).startswith(PNG)
-    assert bundle["text/plain"] == "<Slider with 3 stops>"
-
-
-def test_without_widgets_the_picture_stands_there(slider, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    bundle = slider[0]._repr_mimebundle_()
-    assert set(bundle) == {"image/png", "text/plain"}
-    assert slider[1] == []

@@ -112,7 +112,7 @@ class AnomalyDetector:
         return cls(core, arrays, {
             "network": spec.asdict(), "false_positives": false_positives, "n_images": len(images), "seed": int(seed),
             "steps": steps, "weights": None if weights is None else Path(weights).name, "interrupted": interrupted,
-        })  # fmt: skip
+        })
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -153,7 +153,7 @@ class AnomalyDetector:
         meta = self.meta | info | {"format": FORMAT, "kind": "anomaly", "versions": repro.versions()}
         self.meta = model_folder.write(folder, {
             WEIGHTS_FILE: self.core.save_weights, ARRAYS_FILE: lambda file: np.savez(file, **self.arrays)
-        }, meta)  # fmt: skip
+        }, meta)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "AnomalyDetector":
@@ -371,7 +371,7 @@ def _calibrate(core, seen, unseen, *, false_positives, seed):
     arrays |= {
         "projection": projection.astype(np.float32), "offset": (-centre @ projection).astype(np.float32),
         "prototypes": kmeans.cluster_centers_.astype(np.float32),
-    }  # fmt: skip
+    }
     logits = _run(core, lambda logits, *_: logits, unseen)
     distances = _run(core, lambda _, *maps: Tail(side, arrays).distance(*maps), unseen)
     arrays["moments"] = np.array([[x.mean(), max(x.std(), 1e-3)] for x in (logits, distances)], float)

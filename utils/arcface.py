@@ -105,11 +105,10 @@ def train(
 ) -> Training:
     """Train an embedding network in place with ArcFace, on the dataset's training images only.
 
-    Adam (amsgrad, as in the original) with a cosine-decayed learning rate, on the batches of `augment.batches`. Seeds
-    and deterministic kernels are set for the whole process (`repro.seed_everything`). A contiguous eighth of each class
-    and source is held out to choose the best weights (highest accuracy, the latest of equals). Where every class has a
-    source of 100 training images or more, smaller sources train with all of theirs. Ctrl-C ends the training and keeps
-    the best weights so far.
+    Adam (amsgrad, as in the original) with a cosine-decayed learning rate, on `augment.batches`. Sets seeds and
+    deterministic kernels for the whole process (`repro.seed_everything`). A contiguous eighth of each class and source
+    is held out to choose the best weights (highest accuracy, the latest of equals). Where every class has a source of
+    100 training images or more, smaller sources train with all of theirs. Ctrl-C keeps the best weights so far.
 
     Args:
         network: float32 (N, S, S, 3) → embedding (N, D), from `networks.embedding_network` or your own.
@@ -140,29 +139,14 @@ def train(
     scores, trainer = _models(network, head)
     _compile(trainer, learning_rate, steps)
     fitted, held_out = _split(dataset, seed)
-    batches = augment.batches(
-        dataset, fitted, batch_size=batch_size, steps=steps, backgrounds=backgrounds, seed=seed, strength=augmentation
-    )
-    evaluated = set(np.linspace(0, steps, evaluations + 1).round().astype(int)[1:])
-    start, losses, history = time.perf_counter(), [], []
-    best, interrupted = None, False
-    try:
-        for step, (images, labels) in enumerate(batches, 1):
-            losses.append(trainer.train_on_batch([images, labels], labels))
-            if step not in evaluated:
-                continue
-            cosines = networks.forward(scores, dataset.images[held_out])
-            history.append(
-                {"loss": float(np.mean(losses))}
-                | _validate(cosines, dataset.labels[held_out], scale)
-                | repro.pace(step, steps, start)
-            )
-            losses.clear()
-            if np.isfinite(cosines).all() and (best is None or _accuracy(history[-1]) >= _accuracy(best.entry)):
-                best = _Best(history[-1], scores.get_weights())
-            progress(history[-1])
-    except KeyboardInterrupt:
-        interrupted = True
+    how = {"batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation}
+    batches = augment.batches(dataset, fitted, backgrounds=backgrounds, **how)
+
+    def evaluate():
+        return _validate(networks.forward(scores, dataset.images[held_out]), dataset.labels[held_out], scale)
+
+    look_at = np.linspace(0, steps, evaluations + 1).round().astype(int)[1:]
+    history, best, interrupted = _run(scores, trainer, batches, evaluate, look_at=look_at, progress=progress)
     if best is None and not interrupted:
         raise ValueError(f"The training diverged; take a lower learning rate. Received: {learning_rate!r}")
     if best is not None:
@@ -202,9 +186,24 @@ class _Best(NamedTuple):
     weights: list[np.ndarray]
 
 
-def _accuracy(entry):
-    # By loss, which a few confident errors dominate, early weights win, and they generalise worse.
-    return entry["validation_accuracy"]
+def _run(scores, trainer, batches, evaluate, *, look_at, progress):
+    """Train on the batches; returns the history, the `_Best` (None if there is none), and whether Ctrl-C came."""
+    start, losses, history, best = time.perf_counter(), [], [], None
+    try:
+        for step, (images, labels) in enumerate(batches, 1):
+            losses.append(trainer.train_on_batch([images, labels], labels))
+            if step not in look_at:
+                continue
+            history.append({"loss": float(np.mean(losses))} | evaluate() | repro.pace(step, look_at[-1], start))
+            losses.clear()
+            # By loss, which a few confident errors dominate, early weights win, and they generalise worse.
+            accuracies = [entry["validation_accuracy"] for entry in history if np.isfinite(entry["validation_loss"])]
+            if np.isfinite(history[-1]["validation_loss"]) and accuracies[-1] == max(accuracies):
+                best = _Best(history[-1], scores.get_weights())
+            progress(history[-1])
+    except KeyboardInterrupt:
+        return history, best, True
+    return history, best, False
 
 
 def _models(network, head):

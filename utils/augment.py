@@ -126,7 +126,7 @@ def views(dataset: data.Dataset, *, backgrounds: np.ndarray, seed: int, strength
 def batches(
     dataset: data.Dataset, indices: np.ndarray, *, batch_size: int, steps: int, backgrounds: np.ndarray,
     seed: int, strength: float = 1.0,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Draw augmented batches for a training.
 
     A batch holds every class equally often, but *none* half as often, because a missed object is worse than one seen

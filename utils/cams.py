@@ -69,4 +69,4 @@ def eigencam(maps, _):
 RAW_MAPS = {
     "gradcam": gradcam, "gradcam++": gradcam_plus_plus, "layercam": layercam, "hirescam": hirescam,
     "xgradcam": xgradcam, "eigencam": eigencam,
-}  # fmt: skip
+}

@@ -68,9 +68,6 @@ class Dataset:
         return hashlib.sha256(np.ascontiguousarray(self.images).tobytes() + labels.tobytes()).hexdigest()[:16]
 
 
-# --- folds and splits --------------------------------------------------------------------------------------------
-
-
 def folds(labels: np.ndarray, n_folds: int = 5) -> np.ndarray:
     """Fold number of each image, int (N,): each class, in its given order, is cut into contiguous blocks.
 
@@ -102,9 +99,6 @@ def split(labels: np.ndarray, test_fraction: float = 0.2, seed: int = 0) -> tupl
         chosen = rng.choice(np.unique(fold[members]))
         tests |= members & (fold == chosen) & (members.sum() > 1)
     return np.flatnonzero(~tests), np.flatnonzero(tests)
-
-
-# --- a folder of classes -----------------------------------------------------------------------------------------
 
 
 def load_folder(folder: str | Path, image_size: int = 96, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
@@ -175,9 +169,6 @@ def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:
     if mask.shape != image.shape[:2]:
         raise ValueError(f"The mask {file} has shape {mask.shape}, expected that of its photo, {image.shape[:2]}.")
     return mask
-
-
-# --- janken ------------------------------------------------------------------------------------------------------
 
 
 def load_janken(
@@ -297,9 +288,6 @@ def _digest(folder: Path) -> str:
         for path in folder.glob("*/*.[jJ]*")
     )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-# --- putting data sets together ----------------------------------------------------------------------------------
 
 
 def guess_masks(dataset: Dataset) -> Dataset:

@@ -179,7 +179,7 @@ def _write(path, content, metadata):
     path = Path(path)
     metadata = metadata | {
         "format": runtime.FORMAT, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()
-    }  # fmt: skip
+    }
     with imaging.atomic_write(path) as draft:
         draft.write_bytes(content)
         with zipfile.ZipFile(draft, "a") as archive:

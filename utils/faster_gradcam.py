@@ -105,31 +105,25 @@ class FasterGradCAM:
             images: uint8 (N, H, W, 3) that the network was trained on; resized to its size.
             labels: int (N,), each class with at least one image.
             class_names: names of the K classes; "class_0", ... if None. One named "none" gets no cluster.
-            layer: name of the layer that gives the feature maps; None: `networks.default_layer`.
+            layer, detail_layer: layers of the maps A (None: `networks.default_layer`) and B (None: no details).
             n_clusters: clusters **per class**; a class with fewer distinct embeddings gets that many.
-            top_channels: keep the largest (signed) channel weights of each cluster and set the others to 0;
-                50 is the paper's setting, None keeps all.
-            weighting: "all" takes the mean weights as they are, "positive" sets the negative ones to 0, "contrast"
-                takes the formula above.
-            detail_layer: name of the layer that gives the detail maps of the formula above; None: there are none.
-            backgrounds: uint8 (B, H, W, 3) without an object, for "contrast" and the detail layer; None: the images of
-                the class "none".
+            top_channels: keep so many of the largest (signed) weights per cluster; 50: the paper's setting; None: all.
+            weighting: "all" mean weights as they are, "positive" ones only, or "contrast", the formula above.
+            backgrounds: uint8 (B, H, W, 3) without an object, for contrast and details; None: the images of *none*.
             seed: of k-means.
             progress: called after each batch of the harvest, see `gradcam.harvest`.
         """
         check_settings(n_clusters, top_channels, weighting)
         images, labels, class_names = _check_fit(images, labels, class_names)
-        none = np.array(class_names)[labels] == NONE
+        layers = _check_layers(network, layer, detail_layer)
+        none = np.array(class_names)[labels] == NONE  # *none* has no map
         if backgrounds is None and none.any():
             backgrounds = images[none]
         if backgrounds is None and (weighting == "contrast" or detail_layer):
-            raise ValueError(
-                f"weighting='contrast' and detail_layer need backgrounds, or images of the class {NONE!r}."
-            )
-        layers = _check_layers(network, layer, detail_layer)
+            raise ValueError(f"Contrast and detail_layer need backgrounds, or images of the class {NONE!r}.")
         images = imaging.resize(images, *network.inputs[0].shape[1:3])
         classifier = _classifier(network, images, labels, class_names)
-        images, labels = images[~none], labels[~none]  # *none* has no map
+        head, images, labels = classifier.layers[-1], images[~none], labels[~none]
 
         harvest = _harvest(classifier, images, labels, layer=layers[0], progress=progress)
         clusters = _cluster_by_class(harvest, labels, n_clusters=n_clusters, seed=seed)
@@ -138,24 +132,15 @@ class FasterGradCAM:
         if detail_layer:
             mean_weights = _harvest(classifier, images, labels, layer=detail_layer).channel_weights.mean(axis=0)
             detail_weights = _weigh(mean_weights[None], contrasts[detail_layer], "contrast", None)[0]
-
-        embedding = classifier.layers[-1].input
+        meta = {
+            "layer": layers[0], "detail_layer": detail_layer, "n_clusters": int(n_clusters), "weighting": weighting,
+            "top_channels": None if top_channels is None else int(top_channels), "seed": int(seed),
+            "n_images": len(images),
+        }
         return cls(
-            _features(classifier, layers, embedding, name=network.name),
-            class_names,
-            prototypes=_unit(classifier.layers[-1].kernel.numpy(), axis=0),
-            clusters=clusters,
-            contrast=contrasts[layers[0]],
-            detail_weights=detail_weights,
-            meta={
-                "layer": layers[0],
-                "detail_layer": detail_layer,
-                "n_clusters": int(n_clusters),
-                "top_channels": None if top_channels is None else int(top_channels),
-                "weighting": weighting,
-                "seed": int(seed),
-                "n_images": len(images),
-            },
+            _features(classifier, layers, head.input, name=network.name), class_names, clusters=clusters,
+            prototypes=_unit(head.kernel.numpy(), axis=0), contrast=contrasts[layers[0]], detail_weights=detail_weights,
+            meta=meta,
         )
 
     def reweighted(

@@ -1,11 +1,5 @@
 """Figures for the notebooks. Every function returns a closed matplotlib Figure: a notebook shows it as its output."""
 
-import base64
-import functools
-import io
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,7 +11,6 @@ from sklearn.metrics import roc_curve
 COLORMAP = "turbo"  # as in utils.heatmap
 DPI = 120
 COLOURS = plt.get_cmap("tab10").colors
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def image_grid(rows: list[list[np.ndarray]], row_titles=None, *, titles=None, boxes=None, width: float = 9.0) -> Figure:
@@ -122,12 +115,12 @@ def embedding_space(embeddings, labels, *, class_names, centroids=None, prototyp
         ax.scatter(
             *pca.transform(prototypes.T).T, marker="*", s=220, color=COLOURS[: len(class_names)], edgecolor="black",
             label="class prototype",
-        )  # fmt: skip
+        )
     shares = pca.explained_variance_ratio_
     ax.set(
         title="embeddings, projected onto their two principal components",
         xlabel=f"component 1 ({shares[0]:.0%} of the variance)", ylabel=f"component 2 ({shares[1]:.0%})",
-    )  # fmt: skip
+    )
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     ax.grid(alpha=0.3)
     plt.close(figure)
@@ -155,7 +148,7 @@ def anomaly_scores(scores: np.ndarray, defective: np.ndarray, *, threshold: floa
     right.set(
         title="ROC curve, its upper left corner", xlabel="share of false alarms", ylabel="share of defects found",
         xlim=(-0.02, x_end), ylim=(y_start, 1.01),
-    )  # fmt: skip
+    )
     right.legend(loc="lower right", frameon=False)
     right.grid(alpha=0.3)
     plt.close(figure)
@@ -165,7 +158,7 @@ def anomaly_scores(scores: np.ndarray, defective: np.ndarray, *, threshold: floa
 def layer_scores(
     scores: dict[str, list[float]], layers: list[str], *, measure: str, baselines: dict[str, float] | None = None,
     xlabel: str = "layer, from early to late",
-) -> Figure:  # fmt: skip
+) -> Figure:
     """A line per method over the layers; baselines as dashed lines."""
     figure, ax = plt.subplots(figsize=(9, 3.6), layout="constrained", dpi=DPI)
     for i, (method, values) in enumerate(scores.items()):
@@ -179,40 +172,3 @@ def layer_scores(
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     plt.close(figure)
     return figure
-
-
-@dataclass(frozen=True)
-class Slider:
-    """A slider through figures; where there are no widgets (GitHub, a page of HTML, no ipywidgets) one figure instead.
-
-    As the value of a notebook's cell it gives the front end both, which shows the better one that it can.
-    """
-
-    options: list[str]  # where the slider stops, its text there
-    draw: Callable[[str], Figure]  # of an option; called when the slider comes there for the first time
-    otherwise: Figure
-
-    def box(self):
-        """The widgets: ipywidgets.VBox of slider and picture."""
-        import ipywidgets
-
-        png = functools.cache(lambda option: _png(self.draw(option)))
-        slider = ipywidgets.SelectionSlider(options=self.options, layout={"width": "600px"})
-        picture = ipywidgets.Image(value=png(slider.value), format="png")
-        slider.observe(lambda change: setattr(picture, "value", png(change["new"])), "value")
-        return ipywidgets.VBox([slider, picture])
-
-    def _repr_mimebundle_(self, **_) -> dict:
-        png = base64.b64encode(_png(self.otherwise)).decode()
-        bundle = {"text/plain": f"<Slider with {len(self.options)} stops>", "image/png": png}
-        try:
-            box = self.box()
-        except ImportError:
-            return bundle
-        return bundle | {WIDGET: {"version_major": 2, "version_minor": 0, "model_id": box.model_id}}
-
-
-def _png(figure):
-    file = io.BytesIO()
-    figure.savefig(file, format="png", bbox_inches="tight")
-    return file.getvalue()

@@ -20,15 +20,8 @@ with silent_stderr():
     import tensorflow as tf
 
 PACKAGES = (
-    "tensorflow",
-    "keras",
-    "numpy",
-    "scikit-learn",
-    "opencv-python",
-    "opencv-python-headless",
-    "matplotlib",
-    "ai-edge-litert",
-    "litert-quantizer",
+    "tensorflow", "keras", "numpy", "scikit-learn", "opencv-python", "opencv-python-headless", "matplotlib",
+    "ai-edge-litert", "litert-quantizer",
 )
 
 

@@ -104,7 +104,7 @@ def judge_circles(options):
         values = [*measure(result.scores, result.heatmaps, masks), alone, false_positives, cold]
         rows.setdefault("detector", []).append(values)
         show(f"detector, seed {seed}", values[:4], "missing piece {:.4f}, false positives {:.3f}, heat of normal "
-             "images / inside defects {:.4f}".format(*values[4:]))  # fmt: skip
+             "images / inside defects {:.4f}".format(*values[4:]))
         networks_tried = {"patch memory, same network": backbone(detector)}
         if network := imagenet(PHOTO_SIZE):
             networks_tried["patch memory, ImageNet at 224"] = network, anomaly.LAYERS["mobilenet_v2"][1:]

@@ -36,7 +36,7 @@ OURS = "LiteRT float32 explain"
 # only the expansion is there: it is block 13, where the shipped network ends.
 BLOCKS = (
     (1, 16, 1, 1, 1), (6, 24, 2, 2, 1), (6, 32, 3, 2, 1), (6, 64, 4, 1, 2), (6, 96, 3, 1, 2), (6, 160, 1, 1, 4),
-)  # fmt: skip
+)
 LAST_LAYER = "block_13_expand_relu"
 SAME_NETWORK = ("tf-keras-vis", "xplique")  # and a heat map that can be compared: tf-explain returns a picture
 
@@ -95,7 +95,7 @@ def torchcam(classifier, layer, image, label):
 PEERS = {
     "tf-keras-vis": tf_keras_vis, "xplique": xplique, "tf-explain": tf_explain, "pytorch-grad-cam": pytorch_grad_cam,
     "captum": captum, "torchcam": torchcam,
-}  # fmt: skip
+}
 
 
 def torch_network(classifier, image):
@@ -134,7 +134,7 @@ def torch_network(classifier, image):
         convolution(3, 32, 3, 2), *blocks[:-1], blocks[-1].expand, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(576, spec.embedding_size, bias=False),
         nn.Linear(spec.embedding_size, classifier.output_shape[-1], bias=False),
-    ).eval()  # fmt: skip
+    ).eval()
     n_parameters = sum(p.numel() for p in network.parameters())
     if n_parameters != sum(int(np.prod(w.shape)) for w in classifier.weights if "moving" not in w.path):
         raise ValueError("the torch network has another number of parameters")
@@ -173,7 +173,7 @@ def measure(faster, rounds):
         rows.append([
             name, f"{median * 1000:.2f}", f"{lower * 1000:.2f}–{upper * 1000:.2f}", f"{median / seconds[OURS][1]:.1f}",
             f"{same:.2f}" if same else "",
-        ])  # fmt: skip
+        ])
     height, width = faster.image_size
     header = [f"{height}x{width}", "milliseconds", "quartiles", f"/ {OURS}", "correlation"]
     print(*benchmark.markdown(header, rows), *absent, "", sep="\n", flush=True)

@@ -44,7 +44,7 @@ LAYERS = {
 METHODS = {
     "gradcam": "GradCAM", "gradcam++": "GradCAMPlusPlus", "layercam": "LayerCAM", "hirescam": "HiResCAM",
     "xgradcam": "XGradCAM",
-}  # fmt: skip
+}
 TARGET = 3
 # The maps explain the logit times this. pytorch-grad-cam adds 1e-6 to the denominator of Grad-CAM++, 2g² + Σ A·g³, and
 # so mutes gradients below 1e-3: at 1 its maps correlate with those of the formula by as little as 0.994 here.
@@ -96,7 +96,7 @@ def torch_network(name):
     build = {
         "small": _small_torch_network, "resnet18": models.resnet18, "shufflenet_v2": models.shufflenet_v2_x1_0,
         "mobilenet_v2": lambda: models.mobilenet_v2(norm_layer=functools.partial(nn.BatchNorm2d, eps=1e-3)),
-    }  # fmt: skip
+    }
     network = build[name]()
     shapes = {n: tuple(t.shape) for n, t in network.state_dict().items() if not n.endswith("num_batches_tracked")}
     state = {n: torch.tensor(values) for n, values in _seeded(shapes).items()}
@@ -116,7 +116,7 @@ def _small_torch_network():
     layers = {
         "conv1": nn.Conv2d(3, 8, 3, stride=2), "relu1": nn.ReLU(), "conv2": nn.Conv2d(8, 12, 3), "relu2": nn.ReLU(),
         "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(12, 5),
-    }  # fmt: skip
+    }
     return nn.Sequential(collections.OrderedDict(layers))
 
 

@@ -96,7 +96,7 @@ def main():
         np.mean([PerturbationConfidenceMetric(first(p, imputer))(tensors, heatmaps, targets, model)
                  for p in PERCENTILES], axis=0)
         for first in (RemoveLeastRelevantFirst, RemoveMostRelevantFirst)
-    )  # fmt: skip
+    )
     orders = np.argsort(-heatmaps.reshape(N_IMAGES, -1), axis=1)
     curves = {
         mode: [rise(torch, x, o, k, mode) for x, o, k in zip(tensors, orders, class_ids, strict=True)]
