@@ -84,7 +84,7 @@ def folds(labels: np.ndarray, n_folds: int = 5) -> np.ndarray:
     return fold
 
 
-def split(labels: np.ndarray, test_fraction: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def split(labels: np.ndarray, *, test_fraction: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Sorted, disjoint indices (train, test): of each class one contiguous block, chosen by the seed, is for testing.
 
     The block is one of ``round(1 / test_fraction)`` folds. A class of one image trains.
@@ -101,8 +101,8 @@ def split(labels: np.ndarray, test_fraction: float = 0.2, seed: int = 0) -> tupl
     return np.flatnonzero(~tests), np.flatnonzero(tests)
 
 
-def load_folder(folder: str | Path, image_size: int = 96, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
-    """Load a folder that holds one sub-folder of photos a class. Classes are sorted, files in natural order.
+def load_folder(folder: str | Path, image_size: int = 96, *, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
+    """Load a folder that holds one sub-folder of photos per class. Classes are sorted, files in natural order.
 
     ``folder/masks/<class>/<stem>.png`` (grey, > 127 is the object) may hold masks: for every photo or for none.
     Hidden files and folders are ignored, unreadable images skipped with one warning that names them.
@@ -113,10 +113,11 @@ def load_folder(folder: str | Path, image_size: int = 96, test_fraction: float =
     """
     folder = Path(folder).expanduser()
     find_mask = _read_mask if (folder / "masks").is_dir() else lambda path, image: None
-    return _load(folder, _list_photos(folder), find_mask, image_size, test_fraction, seed)
+    how = {"image_size": image_size, "test_fraction": test_fraction, "seed": seed}
+    return _load(folder, _list_photos(folder), find_mask, **how)
 
 
-def _load(folder: Path, photos: dict, find_mask: Callable, image_size: int, test_fraction: float, seed: int) -> Dataset:
+def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_fraction=0.2, seed) -> Dataset:
     """Read the photos of each class; ``find_mask(path, image)`` gives the mask of one of them, or None."""
     paths = [path for files in photos.values() for path in files]
 
@@ -145,18 +146,18 @@ def _load(folder: Path, photos: dict, find_mask: Callable, image_size: int, test
         warnings.warn(f"Skipped {len(skipped)} unreadable images: {'; '.join(skipped[:5])}{more}.", stacklevel=3)
     images, masks = zip(*(results[i] for i in kept), strict=True)
     masks = None if masks[0] is None else np.stack(masks)
-    names, parts = tuple(names[i] for i in kept), split(labels, test_fraction, seed)
+    names, parts = tuple(names[i] for i in kept), split(labels, test_fraction=test_fraction, seed=seed)
     return Dataset(np.stack(images), labels, tuple(photos), masks, *parts, names, skipped)
 
 
 def _list_photos(folder: Path) -> dict[str, list[Path]]:
     """The image files of each class folder, in natural order (IMG_2 before IMG_10)."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}, expected one that holds a sub-folder of photos a class.")
+        raise FileNotFoundError(f"There is no folder {folder}, expected one that holds a sub-folder of photos per class.")
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "masks" and not p.name.startswith("."))
     if len(classes) < 2:
         found = f"one class, {classes[0].name}" if classes else "no sub-folder of photos"
-        raise ValueError(f"{folder} holds {found}, expected one sub-folder of photos a class and at least two classes.")
+        raise ValueError(f"{folder} holds {found}, expected one sub-folder of photos per class and at least two classes.")
     return {path.name: imaging.images_in(path) for path in classes}
 
 
@@ -172,7 +173,7 @@ def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:
 
 
 def load_janken(
-    source: str = "janken", image_size: int = 96, n_images: int = 1200, variety: float = 1.0, seed: int = 0
+    source: str = "janken", image_size: int = 96, *, n_images: int = 1200, variety: float = 1.0, seed: int = 0
 ) -> Dataset:
     """Rock, paper, scissors: "janken", 167 real photos, or "synthetic", hands that this project renders itself.
 
@@ -183,7 +184,7 @@ def load_janken(
     Source of the photos: https://github.com/karaage0703/janken_dataset (MIT).
     """
     if source == "synthetic":
-        return _render_janken(image_size, n_images, variety, seed)
+        return _render_janken(image_size, n_images=n_images, variety=variety, seed=seed)
     if source != "janken":
         raise ValueError(f'Received source={source!r}, expected "janken" or "synthetic".')
     given = os.environ.get("JANKEN_DATASET")
@@ -194,10 +195,10 @@ def load_janken(
     if not set(JANKEN_CLASSES) <= set(photos):
         raise ValueError(f"{folder} holds the classes {', '.join(photos)}, expected {', '.join(JANKEN_CLASSES)}.")
     photos = {name: photos[name] for name in JANKEN_CLASSES}  # a clone of the repository may hold others
-    return _load(folder, photos, lambda path, image: hand_mask(image), image_size, 0.2, seed)
+    return _load(folder, photos, lambda path, image: hand_mask(image), image_size=image_size, seed=seed)
 
 
-def _render_janken(image_size: int, n_images: int, variety: float, seed: int) -> Dataset:
+def _render_janken(image_size: int, *, n_images: int, variety: float, seed: int) -> Dataset:
     if n_images < len(JANKEN_CLASSES):
         raise ValueError(f"Received n_images={n_images}, expected at least one for each of {JANKEN_CLASSES}.")
     labels = np.sort(np.arange(n_images) % len(JANKEN_CLASSES))
@@ -295,7 +296,7 @@ def guess_masks(dataset: Dataset) -> Dataset:
     return dataset if dataset.masks is not None else replace(dataset, masks=foreground_masks(dataset.images))
 
 
-def add_none(dataset: Dataset, n_images: int | None = None, seed: int = 0) -> Dataset:
+def add_none(dataset: Dataset, *, n_images: int | None = None, seed: int = 0) -> Dataset:
     """Append rendered backgrounds without a hand to the class *none*, by default as many as a class has on average.
 
     The class comes last; an image of it that was there before stays. Masks of the backgrounds are all False.
