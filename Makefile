@@ -1,16 +1,17 @@
-# `make` lists the targets. Everything runs in .venv, which is made on demand from the exact pins of the tests.
+# `make` lists the targets. Everything runs in VENV, which is made on demand from the exact pins of the tests.
 
 PYTHON ?= python3
 TOOLS  := jupyter nbval pycocotools pytest pytest-xdist ruff websocket-client
-READY  := .venv/.ready
-RUN    := .venv/bin/python
+VENV   := .venv
+READY  := $(VENV)/.ready
+RUN    := $(VENV)/bin/python
 
 # What a shell carries in must not change what a notebook prints, nor which kernel runs it.
 unexport JUPYTER_PATH MPLBACKEND PYTHONHOME PYTHONPATH
 export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL := 3
-demo test notebooks: export IPYTHONDIR := $(CURDIR)/.venv/ipython
+demo test notebooks: export IPYTHONDIR := $(CURDIR)/$(VENV)/ipython
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -43,7 +44,7 @@ pins: ## choose the exact versions of tests/requirements.txt anew: make pins PYT
 	$(PYTHON) -m venv --clear out/pins
 	out/pins/bin/python -m pip install --quiet --upgrade setuptools
 	out/pins/bin/python -m pip install --quiet -r requirements.txt $(TOOLS)
-	{ echo "# Everything that the tests install, exactly. Python 3.11 and 3.12, Linux x86-64. Made anew by: make pins"; \
+	{ echo "# Everything that the tests install, exactly. Python 3.11 to 3.13, Linux x86-64. Made anew by: make pins"; \
 	  out/pins/bin/python -m pip freeze --all --exclude pip; } > out/pins/requirements.txt
 	mv out/pins/requirements.txt tests/requirements.txt
 
@@ -61,9 +62,9 @@ out/Demo.html: Demo.ipynb tests/notebooks.py $(wildcard utils/*.py utils/*/*.py)
 # opencv-python wants the system's libGL; where that is missing, the same version without windows takes its place.
 $(READY): tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed. Name it: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "Installing into .venv: a minute or two, 3 GB on disk ..."
-	@$(PYTHON) -m venv --clear .venv
+	  || { echo "Python 3.11 or newer is needed. Name it: make PYTHON=python3.13 ..."; exit 1; }
+	@echo "Installing into $(VENV): a minute or two, 3 GB on disk ..."
+	@$(PYTHON) -m venv --clear $(VENV)
 	@$(RUN) -m pip install --quiet -r tests/requirements.txt
 	@if ! error=$$($(RUN) -c 'import cv2' 2>&1); then \
 	  case "$$error" in *ImportError*.so*) ;; *) echo "$$error" >&2; exit 1;; esac; \
