@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from utils import runtime
-from utils.__main__ import DEFAULT_MODEL
+from utils.commands.common import DEFAULT_MODEL
 
 FILE = DEFAULT_MODEL / runtime.FLOAT_FILE
 

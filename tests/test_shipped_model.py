@@ -1,11 +1,14 @@
 """What is shipped in data/: the model does what its card says, on images and photos it has not seen."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from utils import data, imaging, metrics, runtime
-from utils.__main__ import DEFAULT_MODEL
-from utils.commands import recipe
+from utils.commands import training
+from utils.commands.common import DEFAULT_MODEL
+from utils.commands.recipe import Recipe
 from utils.faster_gradcam import FasterGradCAM
 from utils.render import hands
 
@@ -32,7 +35,7 @@ def test_the_frozen_hands_are_named_and_found(faster):
 @pytest.mark.real
 def test_held_out_photos_are_named_and_found(faster, janken_dataset, monkeypatch):
     monkeypatch.setenv("JANKEN_DATASET", str(janken_dataset))
-    dataset = recipe.load("janken", recipe.of(faster))
+    dataset = training.load_source("janken", Recipe.of(faster))
     test = dataset.test
     result = faster.explain(dataset.images[test])
     truth = np.array(dataset.class_names)[dataset.labels[test]]
@@ -43,9 +46,8 @@ def test_held_out_photos_are_named_and_found(faster, janken_dataset, monkeypatch
 
 
 def test_it_tells_how_to_train_it_again(faster):
-    training = recipe.of(faster)
-    training.weights = "none"
-    network, layer, detail_layer = recipe.build(training)
+    recipe = dataclasses.replace(Recipe.of(faster), weights="none")
+    network, layer, detail_layer = training.build_network(recipe)
     assert network.spec == faster.network.spec
     assert layer == faster.meta["layer"] and detail_layer == faster.meta["detail_layer"]
 
@@ -56,7 +58,7 @@ def test_the_folder_is_small_and_has_a_card():
     assert set(files) == {
         "MODEL_CARD.md", "explainer.tflite", "explainer_int8.tflite", "faster_gradcam.npz", "meta.json",
         "network.weights.h5",
-    }
+    }  # fmt: skip
     assert files["explainer_int8.tflite"] <= 0.35 * files["explainer.tflite"]
     assert str(DEFAULT_MODEL.parents[2]) not in (DEFAULT_MODEL / "meta.json").read_text()
 
@@ -74,7 +76,7 @@ def test_the_float_file_explains_as_keras_does(faster, size):
 @pytest.mark.real
 def test_int8_agrees_with_float_on_held_out_photos(faster, janken_dataset, monkeypatch):
     monkeypatch.setenv("JANKEN_DATASET", str(janken_dataset))
-    dataset = recipe.load("janken", recipe.of(faster))
+    dataset = training.load_source("janken", Recipe.of(faster))
     photos = dataset.images[dataset.test]
     exact, quantised = (runtime.Explainer(file).explain(photos) for file in (FLOAT, INT8))
     assert np.mean(exact.labels == quantised.labels) >= 0.99

@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser(commands: Collection[str]) -> argparse.ArgumentParser:
     """The parser that knows the names of all commands and the options of these: only their modules are imported."""
     parser = argparse.ArgumentParser(
-        prog="python -m utils", description="Faster-Grad-CAM: labels and heat maps from one forward pass.",
+        prog="python -m utils",
+        description="Faster-Grad-CAM: labels and heat maps from one forward pass.",
         epilog="python -m utils COMMAND -h explains a command and shows examples.",
     )
     parts = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -153,11 +153,11 @@ def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_f
 def _list_photos(folder: Path) -> dict[str, list[Path]]:
     """The image files of each class folder, in natural order (IMG_2 before IMG_10)."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}, expected one that holds a sub-folder of photos per class.")
+        raise FileNotFoundError(f"There is no folder {folder}, expected one with a sub-folder of photos per class.")
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "masks" and not p.name.startswith("."))
     if len(classes) < 2:
         found = f"one class, {classes[0].name}" if classes else "no sub-folder of photos"
-        raise ValueError(f"{folder} holds {found}, expected one sub-folder of photos per class and at least two classes.")
+        raise ValueError(f"{folder} holds {found}, expected a sub-folder of photos per class, at least two.")
     return {path.name: imaging.images_in(path) for path in classes}
 
 

@@ -9,33 +9,29 @@ labels. Beside it the centre box: one for all images, of the sides that do best 
 $JANKEN_DATASET, else estimated.
 
 Speed: from a frame of the network's size in memory to label, boxes and polygon, two threads; in turn the same with
-tf-keras-vis. --bayesian N: `heatmap.best_box` beside Bayesian optimisation with 15 evaluations on N masks (3 s
-each with OMP_NUM_THREADS=1, longer with more).
-Whichever package is there takes part:
+tf-keras-vis, if it is there:
 
-    pip install scikit-optimize==0.10.2 tf-keras-vis==0.8.7
+    pip install tf-keras-vis==0.8.7
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
-import cv2
 import numpy as np
+from benchmarks import generality
 
-from utils import heatmap, imaging, metrics, networks, runtime
-from utils.__main__ import DEFAULT_MODEL
-from utils.commands import annotate, benchmark, recipe
+from utils import metrics, networks, runtime
+from utils.commands import annotate, timing, training
+from utils.commands.common import DEFAULT_MODEL, SOURCES
+from utils.commands.recipe import Recipe
 from utils.faster_gradcam import FasterGradCAM
 from utils.render import hands
 
 SEED, N_HANDS = 500, 500  # no training has it
-N_EVALUATIONS = 15  # of the original
-BAYESIAN_SIDE = 32  # cells
 
 
 def centre_box(truth, side):
@@ -62,34 +58,23 @@ def report(name, parts):
         f"{name}: kept {len(boxes) / n:.3f} of {n} images; mean IoU {boxes.mean():.3f} (quartiles "
         f"{np.percentile(boxes, 25):.2f} {np.percentile(boxes, 75):.2f}), centre box {centre.mean():.3f}; "
         f"labels right {np.mean(right):.3f}", flush=True,
-    )
-
-
-def janken_masks(dataset):
-    """The fixed masks of the photos, where they lie."""
-    default = Path(os.environ.get("JANKEN_DATASET", "")).parent / "janken_masks"
-    folder = Path(os.environ.get("JANKEN_MASKS", default))
-    if not folder.is_dir():
-        return dataset.masks
-    files = [folder / (name.partition("/")[0] + f"_{Path(name).stem}.png") for name in dataset.names]
-    masks = np.stack([imaging.read_image(file)[..., 0] > 127 for file in files])
-    return imaging.resize(masks, *dataset.images.shape[1:3])
+    )  # fmt: skip
 
 
 def judge_boxes(options, settings):
     file = options.model / runtime.FLOAT_FILE
-    training = recipe.of(FasterGradCAM.load(options.model))
+    recipe = Recipe.of(FasterGradCAM.load(options.model))
     if options.data == "synthetic":
         gestures = [hands.GESTURES[i % 3] for i in range(N_HANDS)]
-        images, masks = hands.render_hands(gestures, training.image_size, SEED)
-        seen = recipe.load("synthetic", training).masks
+        images, masks = hands.render_hands(gestures, recipe.image_size, SEED)
+        seen = training.load_source("synthetic", recipe).masks
         report("rendered hands", [judge(runtime.Explainer(file), settings, images, masks, gestures, seen)])
         return
-    dataset = recipe.load("janken", training)
-    names, masks, parts = np.array(dataset.class_names)[dataset.labels], janken_masks(dataset), []
+    dataset = training.load_source("janken", recipe)
+    names, masks, parts = np.array(dataset.class_names)[dataset.labels], generality.janken_masks(dataset), []
     if options.folds:
-        others = recipe.load_others("janken", options.train_data, training)
-        models = recipe.cross_validate(dataset, others, training, options.folds)
+        others = generality.load_others("janken", options.train_data, recipe)
+        models = generality.cross_validate(dataset, others, recipe, options.folds)
     else:  # what `train` held out
         models = [(runtime.Explainer(file), dataset.test)]
     for model, unseen in models:
@@ -100,13 +85,13 @@ def judge_boxes(options, settings):
 
 
 class KerasVis:
-    """tf-keras-vis in the place of an `Explainer`: a forward pass for the label, Grad-CAM for the map."""
+    """tf-keras-vis instead of an `Explainer`: a forward pass for the label, Grad-CAM for the map."""
 
     def __init__(self, faster):
         from tf_keras_vis.gradcam import Gradcam
 
         self.classifier, self.class_names = faster.classifier(), faster.class_names
-        self.layer, self.image_size = faster.meta["layer"], faster.image_size
+        self.layer, self.image_size = faster.meta["layer"], faster.input_size
         self.cam = Gradcam(self.classifier, clone=False)
 
     def explain(self, images):
@@ -117,13 +102,13 @@ class KerasVis:
         heat = self.cam(
             CategoricalScore(labels.tolist()), images.astype(np.float32), penultimate_layer=self.layer,
             seek_penultimate_conv_layer=False,
-        )
+        )  # fmt: skip
         return runtime.Explanation(labels, self.class_names, scores, heat, np.zeros(1, int), scores)
 
 
 def judge_speed(options, settings):
     explainer = runtime.Explainer(options.model / runtime.FLOAT_FILE, num_threads=2)
-    frames = benchmark.frames(30, explainer.image_size)
+    frames = timing.frames(30, explainer.input_size)
     found = [i for i, frame in enumerate(frames) if "boxes" in annotate.find(frame, explainer, settings)]
     runs = {"LiteRT float32": lambda: [annotate.find(frames[i], explainer, settings) for i in found]}
     try:
@@ -134,7 +119,7 @@ def judge_speed(options, settings):
     n_images = {"LiteRT float32": len(found), "tf-keras-vis": min(3, len(found))}
     rates = {
         name: n_images[name] / np.percentile(seconds, (75, 50, 25))
-        for name, seconds in benchmark.time_in_turn(runs, options.rounds).items()
+        for name, seconds in timing.time_in_turn(runs, options.rounds).items()
     }
     for name, (low, median, high) in rates.items():
         print(f"{name}: {median:.1f} images a second (quartiles {low:.1f} {high:.1f})")
@@ -142,54 +127,17 @@ def judge_speed(options, settings):
         print(f"ratio: {rates['LiteRT float32'][1] / rates['tf-keras-vis'][1]:.0f}", flush=True)
 
 
-def judge_bayesian(options):
-    """Half of the masks are hot pixels of real maps, half are smoothed noise."""
-    from skopt import gp_minimize
-
-    explainer, rng = runtime.Explainer(options.model / runtime.FLOAT_FILE), np.random.default_rng(SEED)
-    side, masks = BAYESIAN_SIDE, []
-    while len(masks) < options.bayesian:
-        heat = explainer.explain(hands.render_hand(str(rng.choice(hands.GESTURES)), rng)[0]).heatmaps
-        if len(masks) % 2:
-            heat = cv2.GaussianBlur(rng.random((side, side), np.float32), (0, 0), rng.uniform(1, 5))[None]
-            heat -= heat.min()
-        mask = heatmap.hot(imaging.resize(heat, side, side)[0], rng.uniform(0.2, 0.7))
-        masks += [mask] if mask.any() else []
-    exact, bayesian = [], []
-    for mask in masks:
-
-        def loss(corners, mask=mask):
-            x0, y0, width, height = corners
-            box = np.zeros_like(mask)
-            box[y0 : y0 + height, x0 : x0 + width] = True
-            return -(mask & box).sum() / (mask | box).sum()
-
-        space = [(0, side - 1)] * 2 + [(1, side)] * 2
-        exact.append(heatmap.best_box(mask)[1])
-        bayesian.append(-gp_minimize(loss, space, n_calls=N_EVALUATIONS, random_state=0).fun)
-    worse = sum(a < b - 1e-12 for a, b in zip(exact, bayesian, strict=True))
-    print(
-        f"IoU of mask and box, {len(masks)} masks: exact {np.mean(exact):.3f}, {N_EVALUATIONS} evaluations "
-        f"{np.mean(bayesian):.3f}; the exact one is lower on {worse} masks"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER", help="an exported model")
-    parser.add_argument("--data", default="synthetic", choices=recipe.SOURCES)
+    parser.add_argument("--data", default="synthetic", choices=SOURCES)
     parser.add_argument("--folds", type=int, help="of photos: train as many models by the recipe of this one")
     parser.add_argument("--train-data", nargs="*", default=[], metavar="FOLDER", help="the recipe's other folders")
-    parser.add_argument("--tight", action="store_true")
     parser.add_argument("--threshold", default="otsu", help="otsu, p75 or a number")
-    parser.add_argument("--rounds", type=int, default=benchmark.ROUNDS, help="turns of each way")
-    parser.add_argument("--bayesian", type=int, metavar="N", help="compare boxes on so many masks, and nothing else")
+    parser.add_argument("--rounds", type=int, default=timing.ROUNDS, help="turns of each way")
     options = parser.parse_args()
     threshold = options.threshold if options.threshold[0] in "op" else float(options.threshold)
-    settings = annotate.Settings(threshold, tight=options.tight)
-    if options.bayesian:
-        judge_bayesian(options)
-        return
+    settings = annotate.Settings(threshold)
     judge_boxes(options, settings)
     judge_speed(options, settings)
 

@@ -22,14 +22,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils import repro  # isort: skip  first: it imports TensorFlow quietly
 import cv2
-import keras
 import numpy as np
-import tensorflow as tf
 
-from utils import anomaly, imaging, metrics, networks, runtime
+from utils import anomaly, imaging, metrics, networks, repro, runtime
 from utils.render import rings
+from utils.repro import keras, tf
 
 COLUMNS = ("image AUROC", "pixel AUROC", "pixel AP", "AUPRO")
 N_FIT, N_TEST, SIZE = 200, 200, 96

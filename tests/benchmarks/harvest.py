@@ -15,12 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils import repro  # isort: skip  first: it imports TensorFlow quietly
-import keras
 import numpy as np
-import tensorflow as tf
 
-from utils import arcface, gradcam, networks
+from utils import arcface, gradcam, networks, repro
+from utils.repro import keras, tf
 
 BATCH_SIZE = 32
 N_BATCHES = 8

@@ -7,19 +7,18 @@ Bare: a compiled forward and backward pass to the same layer. Memory: what the p
 """
 
 import argparse
+import functools
 import resource
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils import repro  # isort: skip  first: it imports TensorFlow quietly
-import keras
 import numpy as np
-import tensorflow as tf
 from harvest import bare
 
-from utils import gradcam, networks
+from utils import cams, gradcam, networks, repro
+from utils.repro import keras, tf
 
 LAYER = "block_16_expand_relu"
 
@@ -41,7 +40,7 @@ def main() -> None:
     step, ready, label = bare(network, LAYER), tf.constant(image, tf.float32), tf.constant([0])
     runs = {
         "bare": lambda: step(ready, label).numpy(),
-        **{m: partial(gradcam.explain, network, image, layer=LAYER, method=m) for m in cams.RAW_MAPS},
+        **{m: functools.partial(gradcam.explain, network, image, layer=LAYER, method=m) for m in cams.RAW_MAPS},
         f"{len(layers)} layers": lambda: gradcam.explain_layers(network, image, layers=layers),
         "guided_backprop": lambda: gradcam.guided_backprop(network, image),
     }

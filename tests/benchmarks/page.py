@@ -20,7 +20,7 @@ import browser
 import numpy as np
 
 from utils import imaging, runtime
-from utils.__main__ import DEFAULT_MODEL
+from utils.commands.common import DEFAULT_MODEL
 from utils.render import hands
 
 
@@ -40,7 +40,7 @@ def measure(chromium, address, file):
         tab, again = open_page(chromium, address)
         seconds.append(again)
     explainer, alone, rates = runtime.Explainer(file, 1), [], []
-    image = np.zeros((*explainer.image_size, 3), np.uint8)
+    image = np.zeros((*explainer.input_size, 3), np.uint8)
     for i in range(300):
         time.sleep(0.03)
         explainer.explain(image)

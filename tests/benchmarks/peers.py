@@ -21,13 +21,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
 import numpy as np
 import tensorflow as tf
 
 from utils import export, gradcam, runtime
-from utils.__main__ import DEFAULT_MODEL
-from utils.commands import benchmark
+from utils.commands import report, timing
+from utils.commands.common import DEFAULT_MODEL
 from utils.faster_gradcam import FasterGradCAM
 
 SIZES = ((96, 96), (224, 224))
@@ -36,7 +35,7 @@ OURS = "LiteRT float32 explain"
 # only the expansion is there: it is block 13, where the shipped network ends.
 BLOCKS = (
     (1, 16, 1, 1, 1), (6, 24, 2, 2, 1), (6, 32, 3, 2, 1), (6, 64, 4, 1, 2), (6, 96, 3, 1, 2), (6, 160, 1, 1, 4),
-)
+)  # fmt: skip
 LAST_LAYER = "block_13_expand_relu"
 SAME_NETWORK = ("tf-keras-vis", "xplique")  # and a heat map that can be compared: tf-explain returns a picture
 
@@ -95,7 +94,7 @@ def torchcam(classifier, layer, image, label):
 PEERS = {
     "tf-keras-vis": tf_keras_vis, "xplique": xplique, "tf-explain": tf_explain, "pytorch-grad-cam": pytorch_grad_cam,
     "captum": captum, "torchcam": torchcam,
-}
+}  # fmt: skip
 
 
 def torch_network(classifier, image):
@@ -134,7 +133,7 @@ def torch_network(classifier, image):
         convolution(3, 32, 3, 2), *blocks[:-1], blocks[-1].expand, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(576, spec.embedding_size, bias=False),
         nn.Linear(spec.embedding_size, classifier.output_shape[-1], bias=False),
-    ).eval()
+    ).eval()  # fmt: skip
     n_parameters = sum(p.numel() for p in network.parameters())
     if n_parameters != sum(int(np.prod(w.shape)) for w in classifier.weights if "moving" not in w.path):
         raise ValueError("the torch network has another number of parameters")
@@ -143,7 +142,7 @@ def torch_network(classifier, image):
 
 def measure(faster, rounds):
     """Time all at the explainer's image size; print a table, and who did not take part."""
-    image = benchmark.frames(1, faster.image_size)
+    image = timing.frames(1, faster.input_size)
     classifier, layer = faster.classifier(), faster.meta["layer"]
     label = int(faster.explain(image).labels[0])
     with tempfile.TemporaryDirectory() as folder:
@@ -151,9 +150,9 @@ def measure(faster, rounds):
     runs = {
         OURS: lambda: explainer.explain(image).heatmaps,
         "Keras explain": lambda: faster.explain(image).heatmaps,
-        benchmark.EXACT: lambda: gradcam.explain(classifier, image, layer=layer, targets=label),
+        timing.EXACT: lambda: gradcam.explain(classifier, image, layer=layer, targets=label),
     }
-    absent, exact = [], runs[benchmark.EXACT]()
+    absent, exact = [], runs[timing.EXACT]()
     for name, prepare in PEERS.items():
         try:
             call = prepare(classifier, layer, image, label)
@@ -165,7 +164,7 @@ def measure(faster, rounds):
         else:
             runs[name] = call
     seconds = {
-        name: np.percentile(values, (25, 50, 75)) for name, values in benchmark.time_in_turn(runs, rounds).items()
+        name: np.percentile(values, (25, 50, 75)) for name, values in timing.time_in_turn(runs, rounds).items()
     }
     rows = []
     for name, (lower, median, upper) in seconds.items():
@@ -173,20 +172,20 @@ def measure(faster, rounds):
         rows.append([
             name, f"{median * 1000:.2f}", f"{lower * 1000:.2f}–{upper * 1000:.2f}", f"{median / seconds[OURS][1]:.1f}",
             f"{same:.2f}" if same else "",
-        ])
-    height, width = faster.image_size
+        ])  # fmt: skip
+    height, width = faster.input_size
     header = [f"{height}x{width}", "milliseconds", "quartiles", f"/ {OURS}", "correlation"]
-    print(*benchmark.markdown(header, rows), *absent, "", sep="\n", flush=True)
+    print(*report.markdown(header, rows), *absent, "", sep="\n", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=benchmark.ROUNDS, help="turns of each method")
+    parser.add_argument("--rounds", type=int, default=timing.ROUNDS, help="turns of each method")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "The structure of `inputs`")  # peers hand Keras a list of one tensor
     faster = FasterGradCAM.load(DEFAULT_MODEL)
     for size in SIZES:
-        measure(benchmark.at_size(faster, size), options.rounds)
+        measure(timing.at_size(faster, size), options.rounds)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def photos(tmp_path):
         "a.png": picture(("red", 12, 6, 30, 24)), "b.png": picture(("green", 3, 2, 18, 24), ("green", 36, 30, 66, 46)),
         "dark.png": picture(), "unsure.png": picture(("red", 12, 6, 30, 24), level=100),
         "cross.png": picture(("red", 0, 22, 72, 24), ("red", 36, 0, 39, 48)),
-    }.items():
+    }.items():  # fmt: skip
         imaging.write_image(folder / name, image)
     (folder / "text.jpg").write_text("not an image")
     (folder / "empty.jpg").touch()
@@ -96,14 +96,14 @@ def corners(out, name):
     """The boxes that VOC, COCO and YOLO state for one image, half open, in pixels."""
     root = ElementTree.parse(out / f"Annotations/{name}.xml").getroot()
     voc = [[int(item.find(f"bndbox/{tag}").text) for tag in ("xmin", "ymin", "xmax", "ymax")]
-           for item in root.iter("object")]
+           for item in root.iter("object")]  # fmt: skip
     coco = json.loads((out / annotate.COCO).read_text())
     image = next(image for image in coco["images"] if Path(image["file_name"]).stem == name)
     boxes = [item["bbox"] for item in coco["annotations"] if item["image_id"] == image["id"]]
     lines = [[float(x) for x in line.split()[1:]] for line in (out / f"labels/{name}.txt").read_text().splitlines()]
     size = np.array([image["width"], image["height"]])
     yolo = [[*(np.array(v[:2]) - np.array(v[2:]) / 2) * size, *(np.array(v[:2]) + np.array(v[2:]) / 2) * size]
-            for v in lines]
+            for v in lines]  # fmt: skip
     return np.array(voc) - [1, 1, 0, 0], np.array([[x, y, x + w, y + h] for x, y, w, h in boxes]), np.array(yolo)
 
 
@@ -133,7 +133,7 @@ def test_each_rejected_image_has_its_reason(fake, photos, tmp_path):
         "empty.jpg": f"Cannot read {photos / 'empty.jpg'}: the file is empty (0 bytes).",
         "text.jpg": f"Cannot read {photos / 'text.jpg'}: it is not an image in a known format.",
         "unsure.png": "The confidence is 0.478, below 0.6.",
-    }
+    }  # fmt: skip
     run(photos, tmp_path / "lax", min_iou=0, min_confidence=0.4, min_area=0.2)
     assert reasons(tmp_path / "lax")["a.png"] == "No hot region covers 0.2 of the image."
     assert not {"cross.png", "unsure.png"} & {name for name, why in reasons(tmp_path / "lax").items() if "IoU" in why}
@@ -175,6 +175,23 @@ def test_odd_images(fake, tmp_path):
         assert turned.size == (48, 72) and turned.getexif().get(0x0112, 1) == 1
     assert (out / annotate.IMAGES / "grey.png").read_bytes() == (photos / "grey.png").read_bytes()
     assert ElementTree.parse(out / "Annotations/手 & <hand>_2.xml").findtext("filename") == "手 & <hand>_2.png"
+
+
+def test_yolo_paths_resolve_beside_their_file_from_any_folder(fake, photos, tmp_path, monkeypatch):
+    """As trainers do: without a "path" the folder of the data file is the root, a given one is looked for elsewhere."""
+    out = tmp_path / "out"
+    run(photos, out, formats=["yolo"])
+    monkeypatch.chdir(photos)
+    file = Path("..", "out", YOLO)
+    lines = dict(line.split(": ", 1) for line in file.read_text().splitlines())
+    assert lines["nc"] == "2" and json.loads(lines["names"]) == ["green", "red"] and "path" not in lines
+    root = Path(lines.get("path", file.parent))
+    for part in ("train", "val"):
+        images = sorted((root / lines[part]).resolve().iterdir())
+        assert [image.name for image in images] == ["a.png", "b.png"]
+        for image in images:  # trainers put labels in the place of the last images
+            label = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")
+            assert label.is_file() and label.parent == out / "labels"
 
 
 # --- other readers -----------------------------------------------------------------------------------------------
@@ -339,7 +356,7 @@ def test_a_photo_that_changed_is_looked_at_again(fake, photos, tmp_path):
         (["--min-confidence", "nan"], "must lie in 0..1"),
         (["--model", "nowhere"], "no explainer file"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, capsys):
     assert main(["annotate", str(HANDS / "gu"), "--out", str(tmp_path / "out"), *arguments]) == 2
     assert sentence in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ def configuration(size=(96, 96), threads=1, batch_size=1):
     return {
         "image_size": list(size), "threads": threads, "batch_size": batch_size, "milliseconds": milliseconds,
         "ratios": timing.ratios(milliseconds),
-    }
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_each_way_is_compared_with_its_own_forward_pass_and_with_exact_gradcam()
     assert configuration()["ratios"] == {
         "Keras explain / forward": 2.0, "LiteRT float32 explain / forward": 1.25, "LiteRT int8 explain / forward": 1.25,
         "exact / Keras explain": 1.5, "exact / LiteRT float32 explain": 6.0, "exact / LiteRT int8 explain": 24.0,
-    }
+    }  # fmt: skip
 
 
 def test_functions_take_turns_and_the_first_call_of_a_turn_does_not_count(monkeypatch):
@@ -85,7 +85,7 @@ def test_figure_has_a_panel_for_each_size_and_batch_and_a_bar_for_each_method_an
 def test_explainer_at_another_size_has_the_same_weights():
     faster = fit(networks.embedding_network(networks.Spec(image_size=32, alpha=0.35, embedding_size=4)), 32)
     larger = timing.at_size(faster, (64, 64))
-    assert larger.image_size == (64, 64) and larger.network.outputs[0].shape[1:3] == (4, 4)
+    assert larger.input_size == (64, 64) and larger.network.outputs[0].shape[1:3] == (4, 4)
     for mine, theirs in zip(larger.network.get_weights(), faster.network.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert timing.at_size(faster, (32, 32)) is faster
@@ -102,7 +102,7 @@ def test_a_run_of_the_whole_on_a_network_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps = []
     result = timing.run("model", rounds=1, progress=steps.append)
-    assert [(step["done"], step["total"]) for step in steps] == [(0, 2), (1, 2)]
+    assert [(step["done"], step["total"]) for step in steps] == [(0, 2), (0, 2)]
     assert [step["step"] for step in steps] == ["16x16: exporting", "16x16: measuring, threads: 1"]  # not at 224x224
     assert [case["batch_size"] for case in result["configurations"]] == [1, 32]
     for case in result["configurations"]:

@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from utils import networks
-from utils.commands import recipe
 from utils.commands.common import DEFAULT_MODEL
 from utils.commands.recipe import Recipe
 
@@ -45,7 +43,3 @@ def test_defaults_from_scratch_and_from_weights(weights, given, expected):
     """A 0 that was asked for is a 0."""
     settings = Recipe(weights=weights, learning_rate=given, augmentation=given).chosen_by_weights()
     assert (settings["learning_rate"], settings["augmentation"]) == expected
-
-
-def test_the_backbones_are_those_that_there_are():
-    assert set(recipe.BACKBONES) == set(networks.BACKBONES)

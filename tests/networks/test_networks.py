@@ -185,7 +185,7 @@ def test_receptive_fields_by_hand():
     fields = networks.receptive_fields(keras.Model(inputs, z))
     assert fields == {
         "a": (3, 2), "b": (11, 2), "c": (13, 2), "d": (13, 2), "f": (float("inf"), 2), "e": (float("inf"), 2)
-    }
+    }  # fmt: skip
 
 
 def test_receptive_field_is_where_the_gradient_is_not_zero():

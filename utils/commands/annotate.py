@@ -21,7 +21,7 @@ import numpy as np
 
 from utils import heatmap, imaging
 from utils.commands import annotation_files, common
-from utils.commands.annotation_files import COCO, FORMATS, IMAGES, REJECTED  # noqa: F401
+from utils.commands.annotation_files import COCO, FORMATS, IMAGES, REJECTED  # noqa: F401  COCO for callers
 from utils.commands.common import option
 from utils.runtime import Explainer
 
@@ -72,8 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "my_photos/cat my_photos/dog --model my_model --out dataset",
         "photos --boxes 3 --threshold p75 --format coco --out dataset",
     )  # fmt: skip
-    common.add_images(parser)
-    common.add_exported_model(parser)
+    common.add_shared(parser, ["images", "--model", "--int8", "--threads"])
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder, or that of an interrupted run, to resume"
     )
@@ -112,21 +111,11 @@ class Summary:
 
 
 def run(
-    files: Sequence[tuple[Path, str]],
-    model_file: str | os.PathLike,
-    out: str | os.PathLike,
-    *,
-    settings: Settings | None = None,
-    formats: Sequence[str] = FORMATS,
-    num_threads: int = 2,
-    force: bool = False,
+    files: Sequence[tuple[Path, str]], model_file: str | os.PathLike, out: str | os.PathLike, *,
+    settings: Settings | None = None, formats: Sequence[str] = FORMATS, num_threads: int = 2, force: bool = False,
     progress: Callable[[dict], None] = lambda entry: None,
-) -> Summary:
+) -> Summary:  # fmt: skip
     """Annotate the images and write a data set: ``images/`` and, for each format, what describes them.
-
-    VOC: ``Annotations/<name>.xml`` and ``ImageSets/Main/trainval.txt``. COCO: ``coco.json``, boxes and polygons. YOLO:
-    ``labels/<name>.txt`` and ``data.yaml`` with the class names. For all: ``rejected.csv`` with the reason for each
-    image that is left out, and ``contact_sheets/``.
 
     Args:
         files: paths, each with the name it gets in ``out``, as `imaging.image_files` gives them.
@@ -148,18 +137,14 @@ def run(
     out, settings = Path(out), settings or Settings()
     header = {"model": explainer.metadata["sha256"]} | asdict(settings)
     before = _begin(out, header, [name for _, name in files], force)
-    records = []
-    n_explained, explain_seconds = 0, 0.0
     start = time.perf_counter()
+    records, times = [], []
     with (out / JOURNAL).open("a", encoding="ascii") as journal:
         for path, name in files:
-            source = {"name": name, "file": str(path), "stamp": _stamp(path)}
             record = before.get(name, {})
-            if not _is_done(record, source, out):
-                found, seconds = _explain(path, explainer, settings, out / IMAGES / name)
-                record = source | found
-                explain_seconds += seconds
-                n_explained += 1
+            record, seconds = _annotate(path, name, record, explainer=explainer, settings=settings, out=out)
+            if seconds is not None:
+                times.append(seconds)
                 journal.write(json.dumps(record) + "\n")
                 journal.flush()
             records.append(record)
@@ -168,7 +153,7 @@ def run(
     n_kept = annotation_files.write(out, records, explainer.class_names, formats=formats, force=force)
     return Summary(
         kept=n_kept, rejected=len(records) - n_kept, unreadable=sum("label" not in record for record in records),
-        explained=n_explained, seconds=seconds, explain_seconds=explain_seconds,
+        explained=len(times), seconds=seconds, explain_seconds=sum(times),
     )  # fmt: skip
 
 
@@ -186,7 +171,7 @@ def _begin(out, header, names, force):
         )
     for path in annotation_files.paths(out, names, records):
         path.unlink(missing_ok=True)
-    with imaging.whole(journal) as draft:
+    with imaging.atomic_write(journal) as draft:
         draft.write_bytes(json.dumps(header).encode() + b"\n")
     return {}
 
@@ -202,12 +187,6 @@ def _read_journal(journal):
     return header, records, sum(map(len, lines))
 
 
-def _is_done(record, source, out):
-    """Whether a record is of this file as it is now, and its copy is there."""
-    has_copy = "image" not in record or (out / IMAGES / record["image"]).exists()
-    return source.items() <= record.items() and has_copy
-
-
 def _stamp(path):
     """What tells whether a file is still the same: bytes, time of the last change; None if it is gone."""
     try:
@@ -217,18 +196,22 @@ def _stamp(path):
     return [status.st_size, status.st_mtime_ns]
 
 
-def _explain(path, explainer, settings, copy):
-    """Copy an image and say what is in it, or why it is rejected; and the seconds without reading and copying."""
+def _annotate(path, name, record, *, explainer, settings, out):
+    """The record of a file, and the seconds of its explanation: None if the record from before is of the same file."""
+    source = {"name": name, "file": str(path), "stamp": _stamp(path)}
+    has_copy = "image" not in record or (out / IMAGES / record["image"]).exists()
+    if source.items() <= record.items() and has_copy:
+        return record, None
     try:
         image = imaging.read_image(path)
     except (ValueError, FileNotFoundError) as error:
-        return {"reason": str(error)}, 0.0
+        return source | {"reason": str(error)}, 0.0
     start = time.perf_counter()
     found = find(image, explainer, settings)
     seconds = time.perf_counter() - start
     if "reason" not in found:
-        found["image"] = imaging.copy_or_reencode(path, image, copy).name
-    return found, seconds
+        found["image"] = imaging.copy_or_reencode(path, image, out / IMAGES / name).name
+    return source | found, seconds
 
 
 def find(image: np.ndarray, explainer: Explainer, settings: Settings) -> dict:
@@ -239,8 +222,9 @@ def find(image: np.ndarray, explainer: Explainer, settings: Settings) -> dict:
         "boxes" (x0, y0, x1, y1) in pixels, half open, "scores" and "polygons" [x0, y0, x1, y1, x2, ...].
     """
     # On the network's own grid, not the photo's: the map knows no more, and the time is the same for all photos.
-    result = explainer.explain(imaging.resize(image[None], *explainer.image_size))
-    label, confidence, heat = result.names[0], float(result.probabilities().max()), result.heatmaps[0]
+    result = explainer.explain(imaging.resize(image[None], *explainer.input_size))
+    label, heat = result.names[0], result.heatmaps[0]
+    confidence = float(result.probabilities().max())
     seen = {"label": label, "confidence": round(confidence, 4)}
     if result.clusters[0] < 0:
         return seen | {"reason": f"The label is {label}."}

@@ -1,4 +1,9 @@
-"""The files of `annotate`: its records as Pascal VOC, COCO and YOLO files, rejected images, contact sheets."""
+"""The files of `annotate`: its records as Pascal VOC, COCO and YOLO files, rejected images, contact sheets.
+
+VOC: ``Annotations/<name>.xml`` and ``ImageSets/Main/trainval.txt``. COCO: ``coco.json``, boxes and polygons. YOLO:
+``labels/<name>.txt`` and ``data.yaml`` with the class names. For all: ``rejected.csv`` with the reason for each image
+that is left out, and ``contact_sheets/``.
+"""
 
 import csv
 import io
@@ -134,7 +139,7 @@ def _write_texts(out, texts, force):
             "gone. They stay as they are; --force replaces them."
         )
     for path in contents.keys() - same:
-        with imaging.whole(path) as draft:
+        with imaging.atomic_write(path) as draft:
             draft.write_bytes(contents[path])
 
 

@@ -27,23 +27,21 @@ def _add_fit(parser):
     )  # fmt: skip
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of normal images, with its sub-folders")
     parser.add_argument("--out", type=Path, required=True, metavar="MODEL", help="where the model goes")
-    common.add_weights(parser)
+    common.add_shared(parser, ["--weights", "--seed"])
     parser.add_argument("--image-size", type=int, metavar="N", help="side of the input (default: 224, from scratch 96)")
     parser.add_argument("--steps", type=int, metavar="N", help="gradient steps (default: 150, from scratch 400)")
     parser.add_argument(
         "--false-positives", type=float, default=0.01, metavar="SHARE",
         help="share of normal images that may score above 1, the threshold",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
 
 
 def _add_explain(parser):
     common.add_examples(
         parser, "new_images --model my_detector --out explained", "a.jpg b.jpg --model my_detector --out explained"
     )
-    common.add_images(parser)
+    common.add_shared(parser, ["images", "--threads"])
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL", help="model that `anomaly fit` made")
-    common.add_threads(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where pictures and scores.csv go")
 
 
@@ -91,7 +89,7 @@ def _explain(options) -> int:
     if explainer.kind != "anomaly":
         raise ValueError(f"{options.model} finds no anomalies; `python -m utils anomaly fit` makes a model that does.")
     skipped = []
-    with imaging.whole(options.out / "scores.csv") as draft, draft.open("w", newline="", encoding="utf-8") as table:
+    with imaging.atomic_write(options.out / "scores.csv") as draft, draft.open("w", newline="", encoding="utf-8") as table:
         rows = csv.writer(table)
         rows.writerow(["file", "score", "is_anomaly"])
         for path, name, image in common.read_or_skip(common.with_bar(files, "explaining"), skipped):

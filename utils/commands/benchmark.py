@@ -8,9 +8,8 @@ from utils.commands import common
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_examples(parser, "", "--model my_model --rounds 20 --json times.json --plot times.png")
-    common.add_model(parser)
+    common.add_shared(parser, ["--model", "--json", "--plot"])
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of each method")
-    common.add_results(parser)
 
 
 def main(options) -> int:

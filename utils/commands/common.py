@@ -16,6 +16,18 @@ DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "janke
 SOURCES = ("janken", "synthetic")  # of training data; any other name is a folder
 DATA_HELP = "janken (real photos), synthetic (rendered hands) or a folder with one sub-folder per class"
 METAVARS = {int: "N", float: "X", str: "NAME"}
+SHARED = {
+    "images": {"nargs": "+", "type": Path, "metavar": "IMAGE", "help": "image files, or folders of them"},
+    "--model": {
+        "type": Path, "default": DEFAULT_MODEL, "metavar": "FOLDER", "help": "model folder (default: the shipped one)",
+    },
+    "--int8": {"action": "store_true", "help": "run the int8 file instead of the float32 one"},
+    "--threads": {"type": int, "default": 2, "metavar": "N", "help": "CPU threads of the network"},
+    "--weights": {"default": "imagenet", "metavar": "NAME", "help": "imagenet, none (random) or a weights file"},
+    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "seed of everything random"},
+    "--json": {"type": Path, "metavar": "FILE", "help": "write the numbers as JSON"},
+    "--plot": {"type": Path, "metavar": "FILE", "help": "draw a figure: .png or .svg"},
+}  # fmt: skip
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -33,29 +45,14 @@ def add_examples(parser: argparse.ArgumentParser, *lines: str) -> None:
     parser.epilog = "\n".join(["examples:", *(f"  {parser.prog} {line}" for line in lines)])
 
 
-def add_images(parser) -> None:
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
-
-
-def add_model(parser) -> None:
-    parser.add_argument(
-        "--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER", help="model folder (default: the shipped model)"
-    )
-
-
-def add_threads(parser) -> None:
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads of the network")
-
-
-def add_exported_model(parser) -> None:
-    """--model, --int8 and --threads; `model_file` is the file they name."""
-    add_model(parser)
-    parser.add_argument("--int8", action="store_true", help="run the int8 file instead of the float32 one")
-    add_threads(parser)
+def add_shared(parser, names: list[str]) -> None:
+    """Add these of the `SHARED` options."""
+    for name in names:
+        parser.add_argument(name, **SHARED[name])
 
 
 def model_file(options) -> Path:
-    """The exported file of `add_exported_model`."""
+    """The exported file that --model and --int8 name."""
     return options.model / (runtime.INT8_FILE if options.int8 else runtime.FLOAT_FILE)
 
 
@@ -93,23 +90,13 @@ def chosen(options, dataclass: type):
     return dataclass(**{part.name: getattr(options, part.name) for part in fields(dataclass)})
 
 
-def add_weights(parser) -> None:
-    parser.add_argument("--weights", default="imagenet", help="imagenet, none (random) or a weights file")
-
-
 def chosen_weights(options) -> str | None:
     """--weights as the networks take it."""
     return None if options.weights == "none" else options.weights
 
 
-def add_results(parser) -> None:
-    """--json and --plot; `prepare_results` and `write_results` go with them."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a figure: .png or .svg")
-
-
 def prepare_results(options) -> None:
-    """Make the folders of the results: better now than after the measurements."""
+    """Make the folders of --json and --plot: better now than after the measurements."""
     for path in (options.json, options.plot):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ def heat_maps(faster: FasterGradCAM, images: np.ndarray, seed: int = 0) -> dict[
             maps[name] = own.explain(images).heatmaps
     maps["centre Gaussian"] = np.repeat(metrics.centre_gaussian(*shape)[None], len(images), axis=0)
     noise = np.random.default_rng(seed).random((len(images), *faster.network.outputs[0].shape[1:3]), np.float32)
-    maps["random map"] = heatmap.finish(noise, *shape)
+    maps["random map"] = heatmap.normalise_and_resize(noise, *shape)
     return {name: np.where(seen[:, None, None], heat, 0) for name, heat in maps.items()}
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from utils import heatmap, imaging
 from utils.commands import common, drawing, sources, web
-from utils.runtime import Detection, Explainer, Explanation, silent_stderr
+from utils.runtime import AnomalyResult, Explainer, Explanation, silent_stderr
 
 MODES = ("heatmap", "box")
 KEYS = "keys: s heat map or box, p pause, w write the picture, q or Esc quit; at an image any other key shows the next"
@@ -35,10 +35,8 @@ RECENT_FRAMES = 30  # the rates are means over these
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_examples(parser, "--source clip.mp4 --mode box --save out.mp4", "--web --int8")
-    common.add_exported_model(parser)
-    parser.add_argument(
-        "--source", default="0", help="number of a camera, or a video, an image, a folder of images"
-    )
+    common.add_shared(parser, ["--model", "--int8", "--threads"])
+    parser.add_argument("--source", default="0", help="number of a camera, or a video, an image, a folder of images")
     parser.add_argument(
         "--mode", choices=MODES, default=MODES[0],
         help="drawn first; keys in the window: s heat map or box, p pause, w write the picture, q quit",
@@ -129,7 +127,7 @@ def explain_all(frames, explainer, *, mode="heatmap", recorder=None, window=None
 def find_box(result: Explanation | AnomalyResult) -> heatmap.Corners | None:
     """The box of the first image's heat; of an anomaly, of what is hotter than the threshold."""
     heat = result.heatmaps[0]
-    if isinstance(result, Detection):
+    if isinstance(result, AnomalyResult):
         return heatmap.box(np.where(heat > 0.5, heat, 0), threshold=0)
     return heatmap.box(heat)
 
@@ -148,7 +146,8 @@ class Meter:
     """Counts frames and their time, without the time that a person took."""
 
     def __init__(self):
-        self.frames, self._start = 0, time.perf_counter()
+        self.frames = 0
+        self._start = time.perf_counter()
         self._recent = deque([(0.0, 0.0)], maxlen=RECENT_FRAMES + 1)  # end of each frame, seconds of its network
 
     def seconds(self) -> float:
@@ -170,7 +169,9 @@ class Meter:
         return (len(ends) - 1) / (ends[-1] - ends[0]), 1000 * network[1:].mean()
 
 
-def draw_result(frame: np.ndarray, result: Explanation | Detection, mode: str, *, rates: tuple[float, float]):
+def draw_result(
+    frame: np.ndarray, result: Explanation | AnomalyResult, mode: str, *, rates: tuple[float, float]
+) -> np.ndarray:
     """Draw label, confidence or score, rates and, unless it is *none*, heat map or box on a copy of the frame."""
     heat = result.heatmaps[0]
     corner = (0, 0)
@@ -181,7 +182,7 @@ def draw_result(frame: np.ndarray, result: Explanation | Detection, mode: str, *
     bottom = len(frame)
     status = f"{rates[0]:.0f} FPS, network {rates[1]:.1f} ms"
     top = drawing.draw_text(picture, status, corner=(0, bottom), lowest=bottom)
-    if isinstance(result, Detection):
+    if isinstance(result, AnomalyResult):
         sure = f"{result.scores[0]:.2f}, threshold 1"
     else:  # a cosine alone says little: only how far it is above the others counts
         sure = f"{result.probabilities().max():.2f}"
@@ -284,8 +285,10 @@ class Recorder:
         """
         if path.suffix.lower() not in CODECS:
             raise ValueError(f"A video file must end in {' or '.join(CODECS)}. Received: {path}")
-        self._path, self._draft = path, path.with_name(f".{path.stem}.part{path.suffix.lower()}")
-        self._fps, self._live, self._written = fps, live, 0
+        self._path = path
+        self._draft = path.with_name(f".{path.stem}.part{path.suffix.lower()}")
+        self._fps, self._live = fps, live
+        self._written = 0
         self._writer = self._open((240, 320))  # any size will do
         self.close()
 

@@ -11,10 +11,10 @@ WHITE, BLACK, YELLOW = (255, 255, 255), (0, 0, 0), (255, 221, 0)
 
 def draw_box(picture: np.ndarray, box: heatmap.Corners) -> None:
     """Draw a frame just inside the box."""
-    corner, opposite = box[:2], (box[2] - 1, box[3] - 1)
+    x0, y0, x1, y1 = box
     line = max(2, len(picture) // 160)
-    cv2.rectangle(picture, corner, opposite, BLACK, 2 * line)  # to be seen on any background
-    cv2.rectangle(picture, corner, opposite, YELLOW, line)
+    cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), BLACK, 2 * line)  # to be seen on any background
+    cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), YELLOW, line)
 
 
 def draw_text(picture: np.ndarray, text: str, *, corner: tuple[int, int], lowest: int) -> int:

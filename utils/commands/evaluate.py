@@ -9,12 +9,11 @@ from utils.commands.recipe import Recipe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_examples(parser, "--model my_model --data my_photos", "--data synthetic --json numbers.json")
-    common.add_model(parser)
+    common.add_shared(parser, ["--model", "--json", "--plot"])
     parser.add_argument(
         "--data", default="synthetic", metavar="SOURCE",
         help=f"{common.DATA_HELP}; if the model was trained on it, only its held-out images are used",
     )  # fmt: skip
-    common.add_results(parser)
 
 
 def main(options) -> int:

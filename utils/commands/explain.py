@@ -10,7 +10,7 @@ NETWORKS = (
     "vgg16", "vgg19", "resnet18", "resnet50", "resnet101", "densenet121", "inception_v3", "mobilenet_v2",
     "mobilenet_v3", "shufflenet_v2", "efficientnet",
 )  # fmt: skip
-METHODS = ("gradcam", "gradcam++", "layercam", "hirescam", "xgradcam", "scorecam")
+METHODS = ("gradcam", "gradcam++", "layercam", "hirescam", "xgradcam", "eigencam", "scorecam")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,15 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "photo.jpg folder/ --model my_model --out explained",
         "photo.jpg --network vgg16 --weights none --top-n 3 --out explained",
     )  # fmt: skip
-    common.add_images(parser)
+    common.add_shared(parser, ["images"])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the pictures go")
     group = parser.add_argument_group("network")
     network = group.add_mutually_exclusive_group()
-    common.add_model(network)
+    common.add_shared(network, ["--model"])
     network.add_argument(
         "--network", choices=NETWORKS, metavar="NAME", help="classifier of ImageNet's classes: %(choices)s"
     )
-    common.add_weights(group)
+    common.add_shared(group, ["--weights"])
     group.add_argument(
         "--keep-aspect", action="store_true", help="with --network: do not squash images to the shape of a square"
     )

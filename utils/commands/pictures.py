@@ -1,4 +1,10 @@
-"""Why a network says what it says: pictures for each image, class and layer, a ranked list and a manifest."""
+"""Why a network says what it says: pictures for each image, class and layer, a ranked list and a manifest.
+
+For each image, class and layer there is ``{base}_{rank}_{id}_{name}_{probability}_{kind}.png``: the heat map over the
+image (kind: the method), the grey heat map, the image times the heat map (segmented) and Guided Grad-CAM; with several
+layers, the layer's name stands before the kind. For each image there is ``{base}_guided_bprop.png``. ``manifest.json``
+names them all, with the versions of what made them.
+"""
 
 import json
 import re
@@ -17,24 +23,11 @@ LONGEST = 4  # times as long as the smallest side may the other be; Score-CAM of
 
 
 def explain_files(
-    files: Iterable[tuple[Path, str]],
-    network: keras.Model,
-    *,
-    class_names: Sequence[str],
-    out: Path,
-    method: str = "gradcam",
-    layers: Sequence[str] = (),
-    class_ids: Sequence[int] | None = None,
-    top_n: int = 1,
-    smallest_side: int | None = None,
-    report: Callable[[str], None] = print,
-) -> dict:
-    """Explain the best classes of each image, or the ones asked for, and write what there is to see.
-
-    For each image, class and layer ``{base}_{rank}_{id}_{name}_{probability}_{kind}.png``: the heat map over the image
-    (kind: the method), the grey heat map, the image times the heat map (segmented) and Guided Grad-CAM; with several
-    layers, the layer's name stands before the kind. For each image ``{base}_guided_bprop.png``. ``manifest.json``
-    names them all, with the versions of what made them.
+    files: Iterable[tuple[Path, str]], network: keras.Model, *, class_names: Sequence[str], out: Path,
+    method: str = "gradcam", layers: Sequence[str] = (), class_ids: Sequence[int] | None = None, top_n: int = 1,
+    smallest_side: int | None = None, report: Callable[[str], None] = print,
+) -> dict:  # fmt: skip
+    """Explain the best classes of each image, or the ones asked for; write the pictures, return the manifest.
 
     Args:
         files: paths, each with the name for what is made of it, as `imaging.image_files` gives them.
@@ -44,25 +37,15 @@ def explain_files(
         method: one of `gradcam.METHODS`.
         layers: names of the layers that give the maps; empty: `networks.default_layer`.
         class_ids: classes to explain; None: the ``top_n`` best of each image.
-        smallest_side: for networks that take any size: images keep their aspect and are resized until their smallest
-            side has that many pixels; those of more than `LONGEST` to 1 are skipped. None: resized to the network's
-            own size.
+        smallest_side: in pixels, for networks of any size: images keep their aspect. None: the network's own size.
         report: called with a line for each class: file, rank, id, name and probability.
-
-    Returns:
-        The manifest.
 
     Raises:
         ValueError: unknown method, layer or class id, or none of the images could be explained.
     """
     layers = list(layers) or [networks.default_layer(network)]
-    networks.check_layers(network, layers)
-    if top_n < 1:
-        raise ValueError(f"top_n must be at least 1. Received: {top_n!r}")
-    if smallest_side and any(network.inputs[0].shape[1:3]):
-        raise ValueError(f"smallest_side needs a network for any size. Received: images {network.inputs[0].shape}")
-    entries = []
-    skipped = []
+    _check(network, layers, top_n, smallest_side)
+    entries, skipped = [], []
     for path, base, image in read_or_skip(files, skipped):
         try:
             seen = _as_seen(path, image, network, smallest_side)
@@ -82,9 +65,18 @@ def explain_files(
         "network": network.name, "method": method, "layers": layers, "versions": repro.versions(),
         "smallest_side": smallest_side, "images": entries, "skipped": skipped,
     }  # fmt: skip
-    with imaging.whole(out / MANIFEST) as draft:
+    with imaging.atomic_write(out / MANIFEST) as draft:
         draft.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+def _check(network, layers, top_n, smallest_side):
+    """Raise ValueError for what cannot be; methods and class ids are checked with the first image."""
+    networks.check_layers(network, layers)
+    if top_n < 1:
+        raise ValueError(f"top_n must be at least 1. Received: {top_n!r}")
+    if smallest_side and any(network.inputs[0].shape[1:3]):
+        raise ValueError(f"smallest_side needs a network for any size. Received: images {network.inputs[0].shape}")
 
 
 def _as_seen(path, image, network, smallest_side):

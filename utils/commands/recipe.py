@@ -53,7 +53,7 @@ class Recipe:
     @classmethod
     def of(cls, model) -> "Recipe":
         """The settings stored with a `FasterGradCAM`, completed by defaults sufficient to load data for it."""
-        told = UNTOLD | model.meta.get("training", {}) | {"image_size": model.image_size[0]}
+        told = UNTOLD | model.meta.get("training", {}) | {"image_size": model.input_size[0]}
         known = {part.name: told[part.name] for part in fields(cls) if part.name in told}
         return cls(**known | {"data": tuple(known.get("data", ()))})
 

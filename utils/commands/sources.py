@@ -25,7 +25,8 @@ def open_source(source: str) -> "Source":
         FileNotFoundError: there is no such file or camera, or no image in the folder.
         ValueError: the file is neither a video nor an image.
     """
-    path, live = Path(source), source.isdecimal()
+    path = Path(source)
+    live = source.isdecimal()
     if not live and (path.is_dir() or not path.exists() or path.suffix.lower() in imaging.IMAGE_SUFFIXES):
         return Source(read_images([file for file, _ in imaging.image_files([path])]), STILLS_FPS, stills=True)
     error = ValueError(f"Cannot read {source}: it is neither a video nor an image.")
@@ -41,7 +42,7 @@ def open_source(source: str) -> "Source":
         raise error
     fps = capture.get(cv2.CAP_PROP_FPS)
     fps = fps if 1 <= fps <= 1000 else CAMERA_FPS  # some state 0, NaN or the rate of a clock
-    return Source(read_capture(capture, live), fps, live)
+    return Source(read_capture(capture, live), fps, live=live)
 
 
 def read_images(files: list[Path]) -> Generator[np.ndarray | None]:
@@ -71,7 +72,8 @@ def read_capture(capture: cv2.VideoCapture, live: bool) -> Generator[np.ndarray 
                 yield None if is_empty else cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             else:
                 failures += 1
-                time.sleep(RETRY_SECONDS * live)
+                if live:
+                    time.sleep(RETRY_SECONDS)
     finally:
         capture.release()
     if live:
@@ -88,10 +90,13 @@ class Source:
         skipped: number of empty frames and unreadable images so far.
     """
 
-    def __init__(self, frames: Generator[np.ndarray | None], fps: float, live: bool = False, stills: bool = False):
+    def __init__(self, frames: Generator[np.ndarray | None], fps: float, *, live: bool = False, stills: bool = False):
         """Start the thread, which alone uses the generator from now on; None stands for a frame to be skipped."""
-        self.fps, self.live, self.stills, self.skipped = fps, live, stills, 0
-        self._read, self._ended, self._error = frames, False, None
+        self.fps, self.live, self.stills = fps, live, stills
+        self.skipped = 0
+        self._read = frames
+        self._ended = False
+        self._error = None
         self._frames = deque(maxlen=1 if live else FRAMES_AHEAD)  # when full, it drops the oldest
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._fill, daemon=True)  # a camera can hang

@@ -49,7 +49,7 @@ def run(
     Args:
         model_folder: what `FasterGradCAM.save` wrote.
         rounds: turns of each method.
-        progress: called before each step with "done", "total" and "step", a sentence; steps take about a minute each.
+        progress: called before each step, of about a minute, with "done" and "total" configurations and "step".
 
     Returns:
         dict, ready for JSON: "model", "machine", "rounds", and "configurations", a list of dicts with "image_size",
@@ -59,27 +59,26 @@ def run(
         raise ValueError(f"rounds must be at least 1. Received: {rounds!r}")
     faster = FasterGradCAM.load(model_folder)
     # A network that is not from the registry cannot be built at another size.
-    sizes = dict.fromkeys((faster.image_size, LARGE) if faster.network.spec else (faster.image_size,))
-    done, total = 0, len(sizes) * (1 + len(THREADS))
+    sizes = dict.fromkeys((faster.input_size, LARGE) if faster.network.spec else (faster.input_size,))
+    total = len(sizes) * len(THREADS) * len(BATCH_SIZES)
     configurations = []
     for size in sizes:
         name = f"{size[0]}x{size[1]}"
         with tempfile.TemporaryDirectory() as folder:
-            progress({"done": done, "total": total, "step": f"{name}: exporting"})
+            progress({"done": len(configurations), "total": total, "step": f"{name}: exporting"})
             _export(at_size(faster, size), Path(folder))
             for num_threads in THREADS:
-                done += 1
-                progress({"done": done, "total": total, "step": f"{name}: measuring, threads: {num_threads}"})
+                step = f"{name}: measuring, threads: {num_threads}"
+                progress({"done": len(configurations), "total": total, "step": step})
                 measure = {"model_folder": os.path.abspath(model_folder), "size": size, "folder": folder}
                 configurations += _in_process(measure | {"rounds": rounds, "num_threads": num_threads})
-            done += 1
     model = {"name": Path(model_folder).name, "layer": faster.meta["layer"], "network": faster.meta["network"]}
     return {"model": model, "machine": report.machine(), "rounds": rounds, "configurations": configurations}
 
 
 def at_size(faster: FasterGradCAM, size: tuple[int, int]) -> FasterGradCAM:
     """The same explainer for square images of another size: kernels, clusters and weights do not depend on it."""
-    if faster.image_size == tuple(size):
+    if faster.input_size == tuple(size):
         return faster
     spec = replace(faster.network.spec, image_size=size[0])
     network = feature_network(spec, faster.meta)
@@ -126,11 +125,11 @@ def ratios(milliseconds: dict[str, list[float]]) -> dict[str, float]:
 
 def _export(faster, folder):
     """Write the explainer and the bare network, in float32 and in int8."""
-    images = frames(N_CALIBRATION, faster.image_size)
+    images = frames(N_CALIBRATION, faster.input_size)
     export.export_float(faster, folder / runtime.FLOAT_FILE)
     export.export_int8(folder / runtime.FLOAT_FILE, images, folder / runtime.INT8_FILE)
     # The bare network goes the same way into the same form: one image, float in and out.
-    image = keras.Input(batch_shape=(1, *faster.image_size, 3), name="image")
+    image = keras.Input(batch_shape=(1, *faster.input_size, 3), name="image")
     forward = export.convert(keras.Model(image, faster.network(image)[1]))
     (folder / FORWARD_FLOAT).write_bytes(forward)
     (folder / FORWARD_INT8).write_bytes(export.quantise(forward, images))

@@ -1,7 +1,6 @@
 """From a recipe to a model: load the sources, join them, build the network, train it and fit its clusters."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from utils import repro  # isort: skip  first: it imports TensorFlow quietly
 import keras
@@ -10,14 +9,6 @@ from utils import arcface, augment, data, networks
 from utils.commands.common import SOURCES
 from utils.commands.recipe import Recipe
 from utils.faster_gradcam import FasterGradCAM, check_settings
-
-
-class Untrained(NamedTuple):
-    """A network, and the names of the layers of its heat maps and of their details."""
-
-    network: keras.Model
-    layer: str
-    detail_layer: str | None
 
 
 def load_source(source: str, recipe: Recipe) -> data.Dataset:
@@ -35,8 +26,8 @@ def join_sources(sources: list[data.Dataset], recipe: Recipe) -> data.Dataset:
     return data.add_none(dataset, seed=recipe.seed) if recipe.none else dataset
 
 
-def build_network(recipe: Recipe) -> Untrained:
-    """Build what is to be trained.
+def build_network(recipe: Recipe) -> tuple[keras.Model, str, str | None]:
+    """The untrained network and the names of the layers of its heat maps and of their details.
 
     Raises:
         ValueError: the recipe cannot work.
@@ -54,25 +45,26 @@ def build_network(recipe: Recipe) -> Untrained:
     if detail_layer is None and recipe.weighting == "contrast":
         detail_layer = networks.BACKBONES[spec.backbone].detail_layer
     networks.check_layers(network, [layer] if detail_layer is None else [layer, detail_layer])
-    return Untrained(network, layer, detail_layer)
+    return network, layer, detail_layer
 
 
 def train_model(
-    untrained: Untrained, dataset: data.Dataset, recipe: Recipe, *,
+    untrained: tuple[keras.Model, str, str | None], dataset: data.Dataset, recipe: Recipe, *,
     progress: Callable[[dict], None] = lambda entry: None,
 ) -> tuple[arcface.Training, FasterGradCAM]:  # fmt: skip
-    """Train the network on the dataset's training part, then fit clusters to what it saw."""
+    """Train what `build_network` built on the dataset's training part, then fit clusters to what it saw."""
+    network, layer, detail_layer = untrained
     settings = recipe.chosen_by_weights()
     training = arcface.train(
-        untrained.network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale,
+        network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale,
         margin=recipe.margin, evaluations=min(10, recipe.steps), seed=recipe.seed, progress=progress, **settings,
     )  # fmt: skip
     strength = settings["augmentation"]
-    backgrounds = augment.render_backgrounds(recipe.image_size, recipe.seed, strength)
+    backgrounds = augment.render_backgrounds(recipe.image_size, seed=recipe.seed, strength=strength)
     faster = FasterGradCAM.fit(
-        training.network, augment.views(dataset, backgrounds, recipe.seed, strength), dataset.labels[dataset.train],
-        class_names=dataset.class_names, layer=untrained.layer, n_clusters=recipe.clusters,
-        top_channels=recipe.top_channels, weighting=recipe.weighting, detail_layer=untrained.detail_layer,
+        training.network, augment.views(dataset, backgrounds=backgrounds, seed=recipe.seed, strength=strength), dataset.labels[dataset.train],
+        class_names=dataset.class_names, layer=layer, n_clusters=recipe.clusters,
+        top_channels=recipe.top_channels, weighting=recipe.weighting, detail_layer=detail_layer,
         backgrounds=backgrounds, seed=recipe.seed,
     )  # fmt: skip
     return training, faster

@@ -117,17 +117,26 @@ def server(
         FileNotFoundError, ValueError: as of `page`; LiteRT.js is not in the folder; no such port.
         OSError: the port is in use or needs privileges.
     """
-    if assets and (missing := [p for p in PACKAGES if not Path(assets, "@litertjs", p, "dist", "index.js").is_file()]):
-        raise FileNotFoundError(f"There is no @litertjs/{missing[0]} in {assets}; npm install @litertjs/core adds it.")
+    for package in PACKAGES if assets else ():
+        if not Path(assets, "@litertjs", package, "dist/index.js").is_file():
+            raise FileNotFoundError(f"There is no @litertjs/{package} in {assets}; npm install @litertjs/core adds it.")
     if not 0 <= port <= 65535:
         raise ValueError(f"The port must be in 0..65535. Received: {port}")
     content = page(file, mode, packages=SERVED if assets else CDN).encode()
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), _handler(content, assets and Path(assets, "@litertjs")))
+    except OSError as error:
+        raise OSError(f"Cannot serve on port {port} ({error.strerror}); choose another with --port.") from None
+
+
+def _handler(content, folder):
+    """The class that answers: with the page's bytes, and with what lies in the folder of LiteRT.js, if there is one."""
 
     class Handler(SimpleHTTPRequestHandler):
         extensions_map = {".js": "text/javascript", ".wasm": "application/wasm", "": "application/octet-stream"}
 
         def __init__(self, *arguments):
-            super().__init__(*arguments, directory=assets and Path(assets, "@litertjs"))
+            super().__init__(*arguments, directory=folder)
 
         def do_GET(self):
             if self.path == "/":
@@ -136,7 +145,7 @@ def server(
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
-            elif assets and self.path.startswith("/@litertjs/"):
+            elif folder and self.path.startswith("/@litertjs/"):
                 self.path = self.path.removeprefix("/@litertjs")
                 super().do_GET()
             else:
@@ -151,10 +160,7 @@ def server(
         def log_message(self, *_):
             pass
 
-    try:
-        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except OSError as error:
-        raise OSError(f"Cannot serve on port {port} ({error.strerror}); choose another with --port.") from None
+    return Handler
 
 
 def _policy(text, sources):

@@ -43,7 +43,7 @@ def keep_and_delete(
 
     Args:
         class_ids: the best classes of the whole images, as ``predict`` gives them.
-        share: of the pixels.
+        share: of the pixels that count as hot.
 
     Returns:
         keep, delete: float (N,), each 1 where ``class_ids`` has the highest score, else 0.
@@ -68,7 +68,7 @@ def insertion_auc(
 ) -> np.ndarray:
     """Insertion (RISE, arXiv 1806.07421): mean score while the pixels enter a blurred copy, the hottest first.
 
-    The area under the score over the share of pixels inserted, by the trapezoidal rule; high is faithful. Of a flat
+    The area under the score over the share of pixels inserted, by the trapezoidal rule; high is faithful. For a flat
     map it is the mean of the scores of the copy and of the image, as if each pixel counted the same.
 
     Args:
@@ -78,14 +78,11 @@ def insertion_auc(
 
     Example:
         >>> from utils.metrics import faithfulness
-        >>> image = np.zeros((1, 16, 16, 3), np.float32)
-        >>> image[0, 8, 8] = 255
-        >>> heat = (image[..., 0] > 0).astype(float)
-        >>> def predict(images):  # one class: is the pixel in the middle bright?
-        ...     return images[:, 8, 8, :1] / 255
-        >>> maps = np.concatenate([heat, 1 - heat])  # a faithful map and its opposite
-        >>> faithfulness.insertion_auc(predict, image.repeat(2, 0), maps, np.zeros(2, int)).round(2).tolist()
-        [0.98, 0.03]
+        >>> images, heat = np.zeros((2, 16, 16, 3), np.float32), np.zeros((2, 16, 16))
+        >>> images[:, 8, 8], heat[0, 8, 8], heat[1, 0, 0] = 255, 1, 1  # only the first map is faithful
+        >>> brightness = lambda images: images[:, 8, 8, :1] / 255  # scores of one class
+        >>> faithfulness.insertion_auc(brightness, images, heat, np.zeros(2, int)).round(2).tolist()
+        [0.98, 0.57]
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     size = 2 * round(sigma) + 1

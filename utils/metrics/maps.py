@@ -42,10 +42,8 @@ def pointing_game(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
         [1.0, 0.0]
     """
     heatmaps, masks = check_masks(heatmaps, masks)
-    flat = heatmaps.reshape(len(heatmaps), -1)
-    hottest = flat.argmax(axis=1)
-    hit = masks.reshape(len(masks), -1)[np.arange(len(flat)), hottest] & (flat.max(axis=1) > 0)
-    return np.where(masks.any(axis=(1, 2)), hit.astype(float), np.nan)
+    hits = [mask.flat[heat.argmax()] and heat.max() > 0 for heat, mask in zip(heatmaps, masks, strict=True)]
+    return np.where(masks.any(axis=(1, 2)), hits, np.nan)
 
 
 def pixel_ap(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -56,7 +54,7 @@ def pixel_ap(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     Example:
         >>> from utils import metrics
         >>> heat, mask = np.array([[[3.0, 2.0, 1.0]]]), np.array([[[True, False, True]]])
-        >>> metrics.pixel_ap(heat, mask).round(3).tolist()  # the mean of 1/1 and 2/3
+        >>> metrics.pixel_ap(heat, mask).round(3).tolist()  # the mean of precisions 1/1 and 2/3
         [0.833]
     """
     heatmaps, masks = check_masks(heatmaps, masks)
@@ -95,9 +93,9 @@ def best_iou(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def max_box_acc_v2(heatmaps: np.ndarray, masks: np.ndarray, *, min_ious: tuple[float, ...] = (0.3, 0.5, 0.7)) -> float:
     """MaxBoxAccV2 (arXiv 2001.07437): share of images whose object is found, mean over ``min_ious``.
 
-    Found: a box round a connected region hotter than a threshold and the box round the mask have an intersection over
-    union of at least one of ``min_ious``. Thresholds are `BOX_THRESHOLDS` of each map's own maximum; each of
-    ``min_ious`` takes the one that is best for all images. Images with an empty mask are left out; NaN if none remains.
+    Found: the box round some connected region hotter than a threshold and the box round the mask have at least that
+    intersection over union. Thresholds are `BOX_THRESHOLDS` of each map's own maximum; each of ``min_ious`` takes the
+    one that is best for all images. Images with an empty mask are left out; NaN if none remains.
     """
     ious = _best_box_ious(heatmaps, masks)
     if not len(ious):

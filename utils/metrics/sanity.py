@@ -7,13 +7,11 @@ import numpy as np
 from utils import imaging, metrics, networks
 from utils.repro import keras
 
+Explain = Callable[[keras.Model], np.ndarray]
+
 
 def cascade(
-    network: keras.Model,
-    explain: Callable[[keras.Model], np.ndarray],
-    *,
-    layers: Sequence[str] | None = None,
-    seed: int = 0,
+    network: keras.Model, explain: Explain, *, layers: Sequence[str] | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """How similar maps remain while the network forgets: all its layers are shuffled, one by one, from the top down.
 
@@ -50,7 +48,7 @@ def cascade(
     return agreement
 
 
-def stored_weights(faster, images: np.ndarray) -> Callable[[keras.Model], np.ndarray]:
+def stored_weights(faster, images: np.ndarray) -> Explain:
     """``explain`` for `cascade` of ``faster.network``: the stored channel weights meet another network's feature maps.
 
     Each image keeps its cluster, so that a map changes only because the feature maps do: with these weights the map
@@ -60,7 +58,7 @@ def stored_weights(faster, images: np.ndarray) -> Callable[[keras.Model], np.nda
         faster: `FasterGradCAM`.
         images: uint8 RGB (N, H, W, 3), any size.
     """
-    clusters, resized = faster.explain(images).clusters, imaging.resize(images, *faster.image_size)
+    clusters, resized = faster.explain(images).clusters, imaging.resize(images, *faster.input_size)
 
     def explain(network):
         maps, _, *details = networks.forward(network, resized)

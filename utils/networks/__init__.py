@@ -6,16 +6,8 @@ through the layers of any Keras network.
 """
 
 from utils.networks.applications import imagenet_folder, is_offline
-from utils.networks.embedding import (
-    BACKBONES,
-    DEFAULT_LAYER,
-    Backbone,
-    Spec,
-    embedding_network,
-    imagenet_file,
-)
+from utils.networks.embedding import BACKBONES, DEFAULT_LAYER, Spec, embedding_network
 from utils.networks.graph import (
-    Call,
     call_layer,
     check_layers,
     check_network,

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from utils.repro import keras
 
-# Names that Keras gives to layers which keras.applications leaves unnamed; the number counts earlier layers of the
-# process.
+# Keras' own names for layers that keras.applications leaves unnamed; the number counts the process's earlier layers.
 AUTO_NAME = re.compile(
     r"(activation|add|average_pooling2d|batch_normalization|concatenate|conv2d|max_pooling2d|multiply|normalization"
     r"|re_lu|rescaling|zero_padding2d)(?:_(\d+))?"
@@ -21,12 +20,11 @@ NAMED_AFTER_FRONT = ("activation", "add", "multiply", "re_lu")
 
 
 def rebuild(model: keras.Model, *, initializer: Callable, changes: Mapping[str, dict] | None = None) -> keras.Model:
-    """A copy of the model in which a layer's name does not depend on what the process built before.
+    """A copy of a functional model in which no layer's name depends on what the process built before.
 
     Args:
-        model: functional.
-        initializer: layer of the model → initializer of its kernel; asked once per layer with a kernel, in order.
-        changes: by layer name, entries of its config that become others.
+        initializer: layer → initializer of its kernel; asked once per layer with a kernel, in order.
+        changes: by layer name, new entries of its config.
     """
     names, changes = _lasting_names(model), changes or {}
 
@@ -41,15 +39,14 @@ def rebuild(model: keras.Model, *, initializer: Callable, changes: Mapping[str, 
 
 
 def front(operation) -> keras.Operation:
-    """The layer or operation that gives an operation its last input: a block's main path, where a shortcut joins it."""
+    """The layer or operation behind an operation's last input: of a residual block the main path, not the shortcut."""
     return keras.tree.flatten(operation.input)[-1]._keras_history.operation
 
 
 def _lasting_names(model):
-    """By name in the model: a name that does not count what the process built before.
+    """{name in the model: lasting name}. An unnamed activation is called after the layer in front of it.
 
-    An unnamed activation is called after the layer in front of it. The others, and the activations behind them,
-    keep their kind and count from 0, as in a new process.
+    The other unnamed layers, and the activations behind them, keep their kind and count from 0, as in a new process.
     """
     unnamed = {o.name: match for o in model.operations if (match := AUTO_NAME.fullmatch(o.name))}
     first = collections.defaultdict(lambda: float("inf"))
@@ -73,16 +70,9 @@ def _lasting_names(model):
 def find_weights(
     weights: str | os.PathLike, name: str, *, file_names: Sequence[str], published: bool = True
 ) -> Path | str:
-    """The path of a weights file; "imagenet" where Keras shall download it.
+    """The path of a weights file: the given one, or for "imagenet" one of the file_names in ``$IMAGENET_WEIGHTS``.
 
-    Args:
-        weights: "imagenet", or the path of a file.
-        name: of the network, for errors.
-        file_names: looked for in ``$IMAGENET_WEIGHTS``, the first one that is there wins.
-        published: whether Keras has weights of this network to download.
-
-    Raises:
-        FileNotFoundError: no such file, and no download.
+    Returns "imagenet" if Keras has published weights to download; FileNotFoundError if it has not, or must not.
     """
     if weights != "imagenet":
         if not Path(weights).is_file():

@@ -120,7 +120,7 @@ def build(
         seed: of the random weights.
 
     Returns:
-        keras.Model of that name; its attribute ``default_layer`` is the layer that Grad-CAM uses by default. VGG reads
+        keras.Model of that name with an attribute ``default_layer``, the layer that Grad-CAM uses by default. VGG reads
         images larger than 224×224 place by place: its logits are the mean over all places.
 
     Raises:
@@ -140,12 +140,7 @@ def build(
     network, images = NETWORKS[name], keras.Input((*_sides(name, image_size), 3), name="image")
     source = None if weights is None else _find_weights(name, weights)
     seeds = itertools.count(1000 * seed) if source is None else None
-    features = _features(network, images)
-    # EfficientNet's statistics lie in the weights file, and Keras mends them with one more layer where it loads the
-    # published file by name; the outcome is this.
-    statistics = {"mean": MEAN.tolist(), "variance": np.square(DEVIATION).tolist()}
-    changes = {layer.name: statistics for layer in features.layers if isinstance(layer, layers.Normalization)}
-    features = rebuild(features, initializer=lambda layer: _initial(seeds, layer), changes=changes)
+    features = _features(network, images, seeds)
     model = keras.Model(features.inputs[0], network.head(features.output, seeds), name=name)
     model.default_layer = network.default_layer
     if source is not None:
@@ -185,12 +180,18 @@ def _sides(name, image_size):
     return sides
 
 
-def _features(network, images):
-    """The network up to its last maps, as keras.applications names its layers."""
+def _features(network, images, seeds):
+    """The network up to its last maps."""
     scaled = PREPROCESSING[network.preprocessing]()(images) if network.preprocessing else images
     if network.from_torchvision:
-        return keras.Model(images, network.build(scaled))
-    return network.build(input_tensor=scaled, input_shape=images.shape[1:], include_top=False, weights=None)
+        original = keras.Model(images, network.build(scaled))
+    else:
+        original = network.build(input_tensor=scaled, input_shape=images.shape[1:], include_top=False, weights=None)
+    # EfficientNet's statistics lie in the weights file, and Keras mends them with one more layer where it loads the
+    # published file by name; the outcome is this.
+    statistics = {"mean": MEAN.tolist(), "variance": np.square(DEVIATION).tolist()}
+    changes = {layer.name: statistics for layer in original.layers if isinstance(layer, layers.Normalization)}
+    return rebuild(original, initializer=lambda layer: _initial(seeds, layer), changes=changes)
 
 
 def _initial(seeds, layer=None):
@@ -237,7 +238,6 @@ def _copy_published(network, source, model):
 
 
 def _find_weights(name, weights):
-    """The path of a file, or "imagenet" for Keras' own download."""
     published = not NETWORKS[name].from_torchvision
     stem = f"{FILE_STEMS.get(name, name)}_imagenet"
     suffixes = KERAS_SUFFIXES if published else (*TORCHVISION_SUFFIXES, *KERAS_SUFFIXES)

@@ -10,7 +10,6 @@ import itertools
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from utils.networks import applications
 from utils.networks.graph import get_layer
@@ -127,21 +126,9 @@ def embedding_network(
         >>> network = networks.embedding_network(networks.Spec("small_resnet", image_size=32), seed=1)
         >>> networks.forward(network, np.zeros((2, 32, 32, 3))).shape
         (2, 128)
-        >>> networks.default_layer(network)
-        'stage_3_block_1_relu'
     """
-    spec = spec or Spec()
-    inputs = keras.Input((spec.image_size, spec.image_size, 3), name="image")
-    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(inputs)
-    original = BACKBONES[spec.backbone].build(
-        input_tensor=scaled, input_shape=inputs.shape[1:], alpha=spec.alpha, include_top=False, weights=None
-    )
-    seeds = itertools.count(seed * 1000)
-    backbone = applications.rebuild(
-        original,
-        initializer=lambda layer: keras.initializers.HeNormal(next(seeds)),
-        changes=_silent_branches(original) | _spread_strides(original, spec.output_stride),
-    )
+    spec, seeds = spec or Spec(), itertools.count(seed * 1000)
+    backbone = _backbone(spec, seeds)
     if weights is not None:
         _copy_weights(backbone, spec, weights)
     else:
@@ -157,6 +144,20 @@ def embedding_network(
     network = keras.Model(backbone.inputs[0], embedding, name=spec.backbone)
     network.spec = spec
     return network
+
+
+def _backbone(spec, seeds):
+    """The network up to its last maps, with random weights."""
+    inputs = keras.Input((spec.image_size, spec.image_size, 3), name="image")
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(inputs)
+    original = BACKBONES[spec.backbone].build(
+        input_tensor=scaled, input_shape=inputs.shape[1:], alpha=spec.alpha, include_top=False, weights=None
+    )
+    return applications.rebuild(
+        original,
+        initializer=lambda layer: keras.initializers.HeNormal(next(seeds)),
+        changes=_silent_branches(original) | _spread_strides(original, spec.output_stride),
+    )
 
 
 def _batch_norms(network):
@@ -198,9 +199,8 @@ def _spread_strides(backbone, output_stride):
 
 def _copy_weights(backbone, spec, weights):
     """Fill the backbone from keras.applications' model of those weights, layer by layer; freeze the batch norms."""
-    source = applications.find_weights(
-        weights, f"{spec.backbone} without top at alpha {spec.alpha}", file_names=[_file_name(spec)]
-    )
+    what, file = f"{spec.backbone} without top at alpha {spec.alpha}", f"{spec.backbone}_{spec.alpha}_imagenet_no_top"
+    source = applications.find_weights(weights, what, file_names=[f"{file}.weights.h5"])
     original = BACKBONES[spec.backbone]
     size = spec.image_size if spec.image_size in original.published_sizes else 224  # kernels do not depend on the size
     try:
@@ -208,10 +208,7 @@ def _copy_weights(backbone, spec, weights):
             input_shape=(size, size, 3), alpha=spec.alpha, include_top=False, weights=str(source)
         )
     except Exception as error:  # Keras raises a bare Exception where its download fails
-        what = "weights of" if source == "imagenet" else f"{source}: expected weights of"
-        raise ValueError(
-            f"Cannot load {what} {spec.backbone} without top at alpha {spec.alpha}: {str(error).splitlines()[0]}"
-        ) from error
+        raise ValueError(f"Cannot load {source}: expected weights of {what}: {str(error).splitlines()[0]}") from error
     for layer in published.layers:
         if layer.weights:
             backbone.get_layer(layer.name).set_weights(layer.get_weights())
@@ -219,14 +216,3 @@ def _copy_weights(backbone, spec, weights):
     fine = [i for i, layer in enumerate(convolutions) if layer.output.shape[1] > spec.image_size / FROZEN_STRIDE]
     for layer in (*_batch_norms(backbone), *convolutions[: fine[-1] + 1]):
         layer.trainable = False
-
-
-def imagenet_file(spec: Spec) -> Path | None:
-    """The weights file of that backbone in the folder ``$IMAGENET_WEIGHTS``, or None."""
-    folder = applications.imagenet_folder()
-    file = folder and folder / _file_name(spec)
-    return file if file and file.is_file() else None
-
-
-def _file_name(spec):
-    return f"{spec.backbone}_{spec.alpha}_imagenet_no_top.weights.h5"

@@ -107,12 +107,6 @@ def receptive_fields(network: keras.Model) -> dict[str, tuple[float, int]]:
     """For each layer of `map_layers`: the side of the square that one cell sees, and the cells' distance, in pixels.
 
     Along the height, away from the borders. A layer behind a global pooling, as in squeeze-and-excite, sees all: inf.
-
-    Example:
-        >>> from utils import networks
-        >>> network = networks.embedding_network(networks.Spec("small_resnet", image_size=32))
-        >>> networks.receptive_fields(network)["stage_1_relu"]
-        (7, 4)
     """
     fields, by_name = {}, {}
     for name, call in trace(network)[1].items():

@@ -46,7 +46,7 @@ def _relu(maps, name):
     return layers.ReLU(name=name)(maps)
 
 
-def _convolve(maps, channels, size, stride, name):
+def _convolve(maps, name, channels, size, *, stride=1):
     """Convolution without bias that pads half a kernel on each side."""
     if stride > 1 and size > 1:  # here "same" would pad one side more than the other
         maps = layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(maps)
@@ -70,7 +70,7 @@ def _max_pool(maps):
 
 def resnet18(images: keras.KerasTensor) -> keras.KerasTensor:
     """ResNet-18 without its classifier: images (N, H, W, 3) → maps (N, ⌈H/32⌉, ⌈W/32⌉, 512)."""
-    maps = _relu(_norm(_convolve(images, 64, 7, 2, "conv1"), "bn1"), "relu")
+    maps = _relu(_norm(_convolve(images, "conv1", 64, 7, stride=2), "bn1"), "relu")
     maps = _max_pool(maps)
     for stage, channels in enumerate((64, 128, 256, 512), 1):
         for block in (0, 1):
@@ -81,20 +81,20 @@ def resnet18(images: keras.KerasTensor) -> keras.KerasTensor:
 def _basic_block(maps, channels, stride, name):
     shortcut = maps
     if stride > 1:
-        shortcut = _norm(_convolve(maps, channels, 1, stride, f"{name}_downsample_0"), f"{name}_downsample_1")
-    maps = _relu(_norm(_convolve(maps, channels, 3, stride, f"{name}_conv1"), f"{name}_bn1"), f"{name}_relu1")
-    maps = _norm(_convolve(maps, channels, 3, 1, f"{name}_conv2"), f"{name}_bn2")
+        shortcut = _norm(_convolve(maps, f"{name}_downsample_0", channels, 1, stride=stride), f"{name}_downsample_1")
+    maps = _relu(_norm(_convolve(maps, f"{name}_conv1", channels, 3, stride=stride), f"{name}_bn1"), f"{name}_relu1")
+    maps = _norm(_convolve(maps, f"{name}_conv2", channels, 3), f"{name}_bn2")
     return _relu(layers.Add(name=f"{name}_add")([maps, shortcut]), f"{name}_relu2")
 
 
 def shufflenet_v2(images: keras.KerasTensor) -> keras.KerasTensor:
     """ShuffleNetV2 x1.0 without its classifier: images (N, H, W, 3) → maps (N, ⌈H/32⌉, ⌈W/32⌉, 1024)."""
-    maps = _relu(_norm(_convolve(images, 24, 3, 2, "conv1_0"), "conv1_1"), "conv1_relu")
+    maps = _relu(_norm(_convolve(images, "conv1_0", 24, 3, stride=2), "conv1_1"), "conv1_relu")
     maps = _max_pool(maps)
     for stage, channels, blocks in ((2, 116, 4), (3, 232, 8), (4, 464, 4)):
         for block in range(blocks):
             maps = _shuffle_unit(maps, channels // 2, 2 if block == 0 else 1, f"stage{stage}_{block}")
-    return _relu(_norm(_convolve(maps, 1024, 1, 1, "conv5_0"), "conv5_1"), "conv5_relu")
+    return _relu(_norm(_convolve(maps, "conv5_0", 1024, 1), "conv5_1"), "conv5_relu")
 
 
 def _shuffle_unit(maps, channels, stride, name):
@@ -104,11 +104,11 @@ def _shuffle_unit(maps, channels, stride, name):
     else:
         first, right = f"{name}_branch1", maps
         left = _norm(_depthwise(maps, stride, f"{first}_0"), f"{first}_1")
-        left = _relu(_norm(_convolve(left, channels, 1, 1, f"{first}_2"), f"{first}_3"), f"{first}_relu")
+        left = _relu(_norm(_convolve(left, f"{first}_2", channels, 1), f"{first}_3"), f"{first}_relu")
     second = f"{name}_branch2"
-    right = _relu(_norm(_convolve(right, channels, 1, 1, f"{second}_0"), f"{second}_1"), f"{second}_relu1")
+    right = _relu(_norm(_convolve(right, f"{second}_0", channels, 1), f"{second}_1"), f"{second}_relu1")
     right = _norm(_depthwise(right, stride, f"{second}_3"), f"{second}_4")
-    right = _relu(_norm(_convolve(right, channels, 1, 1, f"{second}_5"), f"{second}_6"), f"{second}_relu2")
+    right = _relu(_norm(_convolve(right, f"{second}_5", channels, 1), f"{second}_6"), f"{second}_relu2")
     return ShuffleChannels(name=f"{name}_shuffle")(layers.Concatenate(name=f"{name}_concat")([left, right]))
 
 

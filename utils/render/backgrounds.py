@@ -142,10 +142,9 @@ def _person(rng, picture, skin):
 
 
 def paint(rng: np.random.Generator, size: int, *, variety: float = 1.0, decoy: Callable = colour) -> np.ndarray:
-    """A random background, before the camera: float32 RGB (size, size, 3), about 0..255.
+    """A random background of that side in pixels, before the camera: float32 RGB (size, size, 3), about 0..255.
 
     Args:
-        size: side in pixels.
         variety: in (0, 1]; towards 0 only the plain painters are left.
         decoy: rng → RGB (3,), the colour of things that lie around now and then, such as a colour of skin.
     """

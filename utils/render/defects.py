@@ -1,4 +1,4 @@
-"""Artificial defects, made from normal images alone: they teach a network what is not normal.
+"""Artificial defects, made from normal images alone, to train a network that finds real ones.
 
 A drawn line, a stain, a patch or a thin scar of another place (CutPaste, arXiv 2104.04015), a piece erased or shifted a
 little. The mask marks the pixels that really changed: paper pasted on paper is no defect. Nothing depends on what the

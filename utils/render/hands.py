@@ -43,14 +43,9 @@ WARMTH = (0.09, -0.02, -0.06)  # added in full shadow, R G B: shadows on skin lo
 
 
 def render_hand(
-    gesture: str,
-    rng: np.random.Generator,
-    *,
-    image_size: int = 96,
-    variety: float = 1.0,
-    tone: float | None = None,
+    gesture: str, rng: np.random.Generator, *, image_size: int = 96, variety: float = 1.0, tone: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One hand, with its forearm, in front of a background.
+    """One hand, with its forearm, in front of a background. ValueError for a bad gesture or setting.
 
     Args:
         gesture: one of `GESTURES`, or `NONE` for a background alone.
@@ -62,9 +57,6 @@ def render_hand(
     Returns:
         The image, uint8 RGB (S, S, 3), and the mask, bool (S, S): where skin of hand and bare forearm covers at least
         half of the pixel, before any blur; a sleeve does not count.
-
-    Raises:
-        ValueError: unknown gesture; size, variety or tone out of range.
     """
     _check((gesture,), image_size, variety=variety, tone=tone)
     picture = backgrounds.paint(rng, image_size, variety=variety, decoy=_skin_tone)
@@ -82,18 +74,12 @@ def render_hand(
 
 
 def render_hands(
-    gestures: Sequence[str],
-    image_size: int = 96,
-    *,
-    seed: int = 0,
-    variety: float = 1.0,
-    tone: float | None = None,
+    gestures: Sequence[str], image_size: int = 96, *, seed: int = 0, variety: float = 1.0, tone: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Many hands, one per gesture; settings and errors as in `render_hand`.
+    """Many hands, one per gesture: images, uint8 RGB (N, S, S, 3), and masks, bool (N, S, S).
 
-    Returns:
-        Images, uint8 RGB (N, S, S, 3), and masks, bool (N, S, S). Image i depends on seed, i, gestures[i] and the
-        settings alone, so a longer list begins with the same images.
+    Image i depends on seed, i, gestures[i] and the settings alone, so a longer list begins with the same images.
+    Settings and errors as in `render_hand`.
 
     Example:
         >>> from utils.render import hands

@@ -27,7 +27,7 @@ N_POINTS = 240  # of a ring
 def render_ring(
     kind: str, rng: np.random.Generator, *, image_size: int = 96, difficulty: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One ring on paper.
+    """One ring on paper. ValueError for a bad kind or setting.
 
     Args:
         kind: `NORMAL` or one of `DEFECTS`.
@@ -36,11 +36,8 @@ def render_ring(
 
     Returns:
         The image, uint8 RGB (S, S, 3), and the mask, bool (S, S): pixels of which the defect covers at least half (in
-        tiny images, where no pixel reaches one half: the most covered pixels), before any blur; where line is missing,
-        those that it would cover. All False for a normal ring.
-
-    Raises:
-        ValueError: unknown kind; size or difficulty out of range.
+        tiny images, where no pixel reaches one half: the most covered pixels), before any blur; for missing line, the
+        pixels that it would cover. All False for a normal ring.
     """
     _check((kind,), image_size, difficulty)
     side = image_size * math.ceil(CANVAS_SIDE / image_size)
@@ -64,11 +61,10 @@ def render_ring(
 def render_rings(
     kinds: Sequence[str], image_size: int = 96, *, seed: int = 0, difficulty: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Many rings, one per kind; settings and errors as in `render_ring`.
+    """Many rings, one per kind: images, uint8 RGB (N, S, S, 3), and masks, bool (N, S, S).
 
-    Returns:
-        Images, uint8 RGB (N, S, S, 3), and masks, bool (N, S, S). Image i depends on seed, i, kinds[i] and the settings
-        alone, so a longer list begins with the same images.
+    Image i depends on seed, i, kinds[i] and the settings alone, so a longer list begins with the same images.
+    Settings and errors as in `render_ring`.
 
     Example:
         >>> from utils.render import rings
