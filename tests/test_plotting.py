@@ -65,7 +65,7 @@ def test_rows_of_heat_apart_have_a_colour_bar_each(pictures):
 def test_titles_may_be_left_out_and_boxes_are_drawn(pictures):
     image, mask, _ = pictures
     figure = plotting.image_grid(
-        [[image, mask], [mask]], titles=[["first", None]], boxes=[[None, (1, 2, 4, 8)], [None]]
+        [[image, mask], [mask]], titles=[np.array(["first", ""]), None], boxes=[[None, (1, 2, 4, 8)], [None]]
     )
     assert [ax.get_title() for ax in figure.axes] == ["first", "", "", ""]
     assert [len(ax.patches) for ax in figure.axes] == [0, 2, 0, 0]

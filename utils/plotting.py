@@ -25,7 +25,7 @@ def image_grid(rows: list[list[np.ndarray]], row_titles=None, *, titles=None, bo
         width: of the figure in inches.
     """
     heat = [any(image.dtype.kind == "f" for image in row) for row in rows]
-    titles = [list(row or ()) for row in titles or ()] + [[]] * len(rows)
+    titles = [[] if row is None else list(row) for row in titles or ()] + [[]] * len(rows)
     n_columns = max(map(len, rows))
     for_bars = 0.7 * any(heat)
     tile = (width - for_bars - 0.3 * bool(row_titles)) / n_columns
