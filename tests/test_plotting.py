@@ -103,3 +103,11 @@ def test_the_threshold_lies_within_the_roc_plot_which_says_that_it_is_cut(scores
     assert right.get_xlim()[0] < dot[0] < right.get_xlim()[1] and right.get_ylim()[0] < dot[1] < right.get_ylim()[1]
     assert "corner" in right.get_title()
     assert all(ax.get_xlabel() and ax.get_ylabel() and ax.get_title() for ax in (left, right))
+
+
+def test_mosaic_puts_each_picture_where_it_stands():
+    upper, lower = np.array([[[1, 2]], [[5, 6]]]), np.array([[[3], [4]], [[7], [8]]])  # two of 1 x 2, two of 2 x 1
+    masks = plotting.mosaic([[upper], [lower, lower]])
+    np.testing.assert_array_equal(masks, [[[1, 2], [3, 3], [4, 4]], [[5, 6], [7, 7], [8, 8]]])
+    images = plotting.mosaic([[np.zeros((4, 2, 3, 3)), np.ones((4, 2, 1, 3))]])
+    assert images.shape == (4, 2, 4, 3) and images[..., 3, :].all() and not images[..., :3, :].any()

@@ -172,3 +172,8 @@ def layer_scores(
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     plt.close(figure)
     return figure
+
+
+def mosaic(rows: list[list[np.ndarray]]) -> np.ndarray:
+    """Join pictures into larger ones, all at once: rows of arrays (N, h, w, 3) or masks (N, h, w) → (N, H, W[, 3])."""
+    return np.concatenate([np.concatenate(row, axis=2) for row in rows], axis=1)

@@ -20,5 +20,6 @@ from utils.metrics.maps import (
     pointing_game,
     pxap,
     ranks,
+    share_on_own_object,
     spearman,
 )

@@ -46,6 +46,27 @@ def pointing_game(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return np.where(masks.any(axis=(1, 2)), hits, np.nan)
 
 
+def share_on_own_object(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Tell the classes of one image apart: of the heat on any of T objects, the share on each map's own, in [0, 1].
+
+    With s_tk the `heat_in_mask` of map t in mask k: Σ_t s_tt / Σ_tk s_tk. Maps that are the same for all classes score
+    1 / T. NaN where no map has heat on an object.
+
+    Args:
+        heatmaps: float (N, T, H, W), nowhere below 0: map t of an image explains the class of its object t.
+        masks: bool (N, T, H, W), of the objects.
+    """
+    heatmaps, masks = np.asarray(heatmaps), np.asarray(masks)
+    if heatmaps.ndim != 4 or masks.shape != heatmaps.shape:
+        raise ValueError(
+            f"Expected heat maps of shape (N, T, H, W) and as many masks. Received: {heatmaps.shape} and {masks.shape}"
+        )
+    columns = range(heatmaps.shape[1])
+    shares = np.array([[heat_in_mask(heatmaps[:, t], masks[:, k]) for k in columns] for t in columns])  # (T, T, N)
+    own, total = np.trace(shares), shares.sum(axis=(0, 1))
+    return np.divide(own, total, out=np.full(len(heatmaps), np.nan), where=total > 0)
+
+
 def pixel_ap(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Average precision of the heat as a detector of the mask's pixels, in [0, 1].
 
