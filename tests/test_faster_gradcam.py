@@ -135,9 +135,9 @@ def test_contrast_takes_backgrounds_or_none_and_says_so(network, images, labels)
 
 def test_details_by_hand(network, images, labels):
     names = ("a", "b", "none")
-    arguments = (network, images, labels, names, "late")
-    plain = FasterGradCAM.fit(*arguments, n_clusters=2, weighting="contrast")
-    faster = FasterGradCAM.fit(*arguments, n_clusters=2, weighting="contrast", detail_layer="early")
+    how = {"layer": "late", "n_clusters": 2, "weighting": "contrast"}
+    plain = FasterGradCAM.fit(network, images, labels, names, **how)
+    faster = FasterGradCAM.fit(network, images, labels, names, detail_layer="early", **how)
     early, late = (keras.Model(network.input, network.get_layer(name).output) for name in ("early", "late"))
     gap = networks.forward(early, images).mean(axis=(1, 2))
     hands, none = gap[labels < 2], gap[labels == 2]

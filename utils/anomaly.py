@@ -138,11 +138,8 @@ class AnomalyDetector:
 
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K) of `CLASS_NAMES`: what ArcFace learnt, for Grad-CAM to differentiate."""
-        head = arcface.ArcFace(len(CLASS_NAMES), name="arcface")
-        model = keras.Model(self.core.inputs[0], head(self.core.outputs[3]), name="anomaly_classifier")
-        head.set_weights([self.arrays["class_prototypes"]])
-        model.spec = networks.Spec(**self.meta["network"])
-        return model
+        embedding = networks.wrap(self.core.inputs[0], self.core.outputs[3], like=self.core)
+        return arcface.with_prototypes(embedding, self.arrays["class_prototypes"])
 
     def save(self, folder: str | os.PathLike, **info) -> None:
         """Write the detector into the folder (made if need be); see `model_folder.write`.
@@ -261,7 +258,8 @@ def _build(spec, weights=None, seed=0):
     rare = keras.initializers.Constant(-3)  # few cells are changed
     initializer = keras.initializers.HeNormal(next(seeds))
     logits = keras.layers.Conv2D(1, 1, kernel_initializer=initializer, bias_initializer=rare, name="changed")(met)
-    return keras.Model(network.inputs[0], [logits, *maps[1:], network.outputs[0]], name="anomaly_core")
+    outputs = [logits, *maps[1:], network.outputs[0]]
+    return networks.wrap(network.inputs[0], outputs, like=network, name="anomaly_core")
 
 
 def _train(core, images, *, steps, batch_size, seed, progress):

@@ -80,6 +80,14 @@ def normalise(vectors, axis):
     return vectors * ops.rsqrt(ops.maximum(ops.sum(ops.square(vectors), axis=axis, keepdims=True), 1e-12))
 
 
+def with_prototypes(network: keras.Model, prototypes: np.ndarray) -> keras.Model:
+    """The network images → embedding (N, D) with an `ArcFace` head that has these prototypes (D, K)."""
+    head = ArcFace(prototypes.shape[1], name="arcface")
+    scores = head(network.outputs[0])
+    head.set_weights([prototypes])
+    return networks.wrap(network.inputs[0], scores, like=network, name=f"{network.name}_arcface")
+
+
 @dataclass(frozen=True, eq=False)
 class Training:
     """What `train` returns.

@@ -212,7 +212,7 @@ class FasterGradCAM:
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K): what exact Grad-CAM differentiates, with this explainer's prototypes."""
         embedding = networks.wrap(self.network.inputs[0], self.network.outputs[1], like=self.network)
-        return _with_prototypes(embedding, self.prototypes)
+        return arcface.with_prototypes(embedding, self.prototypes)
 
     def save(self, folder: str | os.PathLike, **info) -> None:
         """Write network, clusters and ``meta.json`` into the folder (made if need be); see `model_folder.write`.
@@ -336,7 +336,7 @@ def _classifier(network, images, labels, class_names):
             )
         embeddings = _unit(networks.forward(network, images))
         means = [embeddings[labels == k].mean(axis=0) for k in range(n_classes)]
-        return _with_prototypes(network, np.stack(means, axis=1))
+        return arcface.with_prototypes(network, np.stack(means, axis=1))
     if network.layers[-1].n_classes != n_classes:
         raise ValueError(f"The network has {network.layers[-1].n_classes} classes. Received: class names {class_names}")
     return network
@@ -409,14 +409,6 @@ def _keep_largest(channel_weights, n_channels):
 
 def _unit(vectors, axis=-1):
     return vectors / np.maximum(np.linalg.norm(vectors, axis=axis, keepdims=True), 1e-6)
-
-
-def _with_prototypes(network, prototypes):
-    """The network (images → embedding) with an ArcFace head that has these prototypes (D, K)."""
-    head = arcface.ArcFace(prototypes.shape[1], name="arcface")
-    scores = head(network.outputs[0])
-    head.set_weights([prototypes])
-    return networks.wrap(network.inputs[0], scores, like=network, name=f"{network.name}_arcface")
 
 
 def _is_ours(meta):
