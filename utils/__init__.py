@@ -1,7 +1,7 @@
 """Faster-Grad-CAM: label and heat map of an image from one forward pass.
 
-The top level tells the story of the notebooks: images come in (`imaging`, `data`, `masks`), a network learns (`augment`,
-`arcface`), its gradients are harvested (`gradcam`, `cams`, `guided`) and averaged per cluster (`faster_gradcam`), the
+The top level tells the story of the notebooks: images come in (`imaging`, `data`, `masks`), a network learns
+(`augment`, `arcface`), its gradients are harvested (`gradcam`, `cams`, `guided`) and averaged per cluster (`faster_gradcam`), the
 explainer becomes one file (`export`) that runs anywhere (`runtime`); `anomaly` does the same for defects. `heatmap`
 and `plotting` make pictures, `model_folder` keeps files together, `repro` makes runs repeatable.
 

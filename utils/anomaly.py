@@ -90,6 +90,13 @@ class AnomalyDetector:
         Raises:
             ValueError: fewer than two images, what is no image, or settings out of range.
             FileNotFoundError: no such weights.
+
+        Example:
+            >>> rng = np.random.default_rng(0)
+            >>> normal = rng.integers(90, 110, (4, 32, 32, 3)).astype(np.uint8)
+            >>> detector = AnomalyDetector.fit(normal, image_size=32, steps=1)
+            >>> detector.explain(normal).heatmaps.shape
+            (4, 32, 32)
         """
         spec = networks.Spec(
             backbone="mobilenet_v2" if weights else "small_resnet", image_size=image_size or (224 if weights else 96),

@@ -36,6 +36,11 @@ class ArcFace(keras.layers.Layer):
 
     Call:
         embeddings float32 (N, D), labels int (N,) or None → float32 (N, K).
+
+    Example:
+        >>> layer = ArcFace(3)
+        >>> layer(np.ones((2, 8), np.float32)).shape
+        TensorShape([2, 3])
     """
 
     def __init__(self, n_classes, scale=30.0, margin=0.3, easy_margin=False, **kwargs):

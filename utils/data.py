@@ -107,6 +107,10 @@ def load_folder(folder: str | Path, image_size: int = 96, *, test_fraction: floa
     ``folder/masks/<class>/<stem>.png`` (grey, > 127 is the object) may hold masks: for every photo or for none.
     Hidden files and folders are ignored, unreadable images skipped with one warning that names them.
 
+    Example:
+        >>> load_folder("data/hands", image_size=32).class_names
+        ('choki', 'gu', 'none', 'pa')
+
     Raises:
         FileNotFoundError: no such folder, or a photo without its mask where there is a folder ``masks``.
         ValueError: fewer than two classes, a class without a readable image, a mask of another size.
@@ -182,6 +186,11 @@ def load_janken(
     `hands.render_hand`), sorted by class; their masks are exact.
 
     Source of the photos: https://github.com/karaage0703/janken_dataset (MIT).
+
+    Example:
+        >>> dataset = load_janken("synthetic", image_size=32, n_images=6)
+        >>> dataset.images.shape, dataset.class_names
+        ((6, 32, 32, 3), ('choki', 'gu', 'pa'))
     """
     if source == "synthetic":
         return _render_janken(image_size, n_images=n_images, variety=variety, seed=seed)

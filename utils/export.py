@@ -89,6 +89,12 @@ def export_float(model: FasterGradCAM | AnomalyDetector, path: str | os.PathLike
 
     Raises:
         ValueError: Keras is too old to export.
+
+    Example:
+        >>> model = FasterGradCAM.load("data/models/janken")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_float(model, Path(folder) / "explainer.tflite").name
+        'explainer.tflite'
     """
     image = keras.Input(batch_shape=(1, *model.input_size, 3), name="image")
     metadata = {"precision": "float32", "image_size": list(model.input_size), "versions": repro.versions()}

@@ -66,7 +66,7 @@ def judge_boxes(options, settings):
     recipe = Recipe.of(FasterGradCAM.load(options.model))
     if options.data == "synthetic":
         gestures = [hands.GESTURES[i % 3] for i in range(N_HANDS)]
-        images, masks = hands.render_hands(gestures, recipe.image_size, SEED)
+        images, masks = hands.render_hands(gestures, recipe.image_size, seed=SEED)
         seen = training.load_source("synthetic", recipe).masks
         report("rendered hands", [judge(runtime.Explainer(file), settings, images, masks, gestures, seen)])
         return

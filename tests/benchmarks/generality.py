@@ -121,7 +121,7 @@ def by_tone(faster):
     names = [hands.GESTURES[i % 3] for i in range(N_A_TONE)]
     results = []
     for tone in np.linspace(0, 1, TONES):
-        images, masks = hands.render_hands(names, faster.input_size[0], TONE_SEED, tone=tone)
+        images, masks = hands.render_hands(names, faster.input_size[0], seed=TONE_SEED, tone=tone)
         explanation = faster.explain(images)
         right = np.mean(np.array(explanation.names) == names)
         results.append({"accuracy": right, "pixel AP": metrics.pixel_ap(explanation.heatmaps, masks).mean()})

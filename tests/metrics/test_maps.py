@@ -26,23 +26,6 @@ def test_heat_in_mask():
     assert metrics.heat_in_mask(HEAT, MASK) == pytest.approx([0.8])
 
 
-def test_share_on_own_object():
-    heat = np.zeros((3, 2, 1, 4))
-    masks = np.zeros((3, 2, 1, 4), bool)
-    masks[:, 0, 0, 0] = masks[:, 1, 0, 3] = True  # object 0 is the first pixel, object 1 the last
-    heat[0, 0] = [[0.6, 0.1, 0.1, 0.2]]  # of its heat 0.6 on its own object, 0.2 on the other
-    heat[0, 1] = [[0.1, 0.2, 0.0, 0.2]]  # 0.2 and 0.4, as this map adds up to 0.5
-    heat[1] = [[0.7, 0.0, 0.0, 0.1]]  # the same for both classes
-    heat[2, :, 0, 1] = 1  # on no object
-    shares = metrics.share_on_own_object(heat, masks)
-    assert shares == pytest.approx([(0.6 + 0.4) / (0.6 + 0.2 + 0.2 + 0.4), 1 / 2, np.nan], nan_ok=True)
-
-
-def test_share_on_own_object_refuses_one_map_for_two_masks():
-    with pytest.raises(ValueError, match=r"Received: \(3, 1, 2, 2\) and \(3, 2, 2, 2\)"):
-        metrics.share_on_own_object(np.ones((3, 1, 2, 2)), np.ones((3, 2, 2, 2), bool))
-
-
 def test_pointing_game():
     np.testing.assert_array_equal(
         metrics.pointing_game(np.stack([HEAT[0], 1 - HEAT[0]]), np.repeat(MASK, 2, 0)), [1, 0]
@@ -208,3 +191,20 @@ def test_centre_gaussian():
     baseline = metrics.centre_gaussian(9, 5)
     assert baseline.shape == (9, 5) and baseline[4, 2] == 1
     assert baseline[4, 3] == pytest.approx(np.exp(-((4 / 5) ** 2) / 2))  # σ = 5 / 4
+
+
+def test_share_on_own_object():
+    heat = np.zeros((3, 2, 1, 4))
+    masks = np.zeros((3, 2, 1, 4), bool)
+    masks[:, 0, 0, 0] = masks[:, 1, 0, 3] = True  # object 0 is the first pixel, object 1 the last
+    heat[0, 0] = [[0.6, 0.1, 0.1, 0.2]]  # of its heat 0.6 on its own object, 0.2 on the other
+    heat[0, 1] = [[0.1, 0.2, 0.0, 0.2]]  # 0.2 and 0.4, as this map adds up to 0.5
+    heat[1] = [[0.7, 0.0, 0.0, 0.1]]  # the same for both classes
+    heat[2, :, 0, 1] = 1  # on no object
+    shares = metrics.share_on_own_object(heat, masks)
+    assert shares == pytest.approx([(0.6 + 0.4) / (0.6 + 0.2 + 0.2 + 0.4), 1 / 2, np.nan], nan_ok=True)
+
+
+def test_share_on_own_object_refuses_one_map_for_two_masks():
+    with pytest.raises(ValueError, match=r"Received: \(3, 1, 2, 2\) and \(3, 2, 2, 2\)"):
+        metrics.share_on_own_object(np.ones((3, 1, 2, 2)), np.ones((3, 2, 2, 2), bool))

@@ -59,13 +59,8 @@ def main(options) -> int:
 
 
 def run(
-    source: str,
-    model_file: str | os.PathLike,
-    *,
-    mode: str = "heatmap",
-    save: str | os.PathLike | None = None,
-    headless: bool = False,
-    num_threads: int = 2,
+    source: str, model_file: str | os.PathLike, *, mode: str = "heatmap", save: str | os.PathLike | None = None,
+    headless: bool = False, num_threads: int = 2,
 ) -> None:
     """Explain what the source shows until it ends or a person ends it.
 

@@ -14,9 +14,7 @@ from utils.metrics.maps import check_masks
 def image_auroc(scores: np.ndarray, anomalous: np.ndarray) -> float:
     """Chance that a defective image scores higher than a normal one, ties count one half. NaN if one kind is missing.
 
-    Args:
-        scores: float (N,), high for anomalous.
-        anomalous: bool (N,).
+    Scores are float (N,), high for anomalous images; ``anomalous`` is bool (N,).
     """
     scores, anomalous = _check_scores(scores, anomalous)
     return float(roc_auc_score(anomalous, scores)) if 0 < anomalous.sum() < len(anomalous) else np.nan
@@ -31,9 +29,9 @@ def pixel_auroc(heatmaps: np.ndarray, masks: np.ndarray) -> float:
 def aupro(heatmaps: np.ndarray, masks: np.ndarray, *, max_fpr: float = 0.3) -> float:
     """Area under the per-region overlap, in [0, 1] (Bergmann et al., MVTec AD, IJCV 2021).
 
-    At each threshold: the overlap, the share of a connected region (8 neighbours) that is hotter, mean over the regions
-    of all masks, so that a small defect counts as much as a large one; over the share of pixels without a defect that
-    are hotter, up to ``max_fpr``, by the trapezoidal rule. NaN where there is no region, or nothing but regions.
+    Each threshold gives a point: y is the share of a connected region (8 neighbours) that is hotter, mean over the
+    regions of all masks, so that a small defect counts as much as a large one; x is the share of pixels without a
+    defect that are hotter, up to ``max_fpr``. Trapezoidal rule; NaN where there is no region, or nothing but regions.
 
     Example:
         >>> from utils import metrics

@@ -58,12 +58,7 @@ def keep_and_delete(
 
 
 def insertion_auc(
-    predict: Predict,
-    images: np.ndarray,
-    heatmaps: np.ndarray,
-    class_ids: np.ndarray,
-    *,
-    n_steps: int = 24,
+    predict: Predict, images: np.ndarray, heatmaps: np.ndarray, class_ids: np.ndarray, *, n_steps: int = 24,
     sigma: float = 5.0,
 ) -> np.ndarray:
     """Insertion (RISE, arXiv 1806.07421): mean score while the pixels enter a blurred copy, the hottest first.
@@ -105,14 +100,8 @@ def deletion_auc(
 
 
 def road(
-    predict: Predict,
-    images: np.ndarray,
-    heatmaps: np.ndarray,
-    class_ids: np.ndarray,
-    *,
-    percentiles: tuple[float, ...] = PERCENTILES,
-    noise: float = 2.55,
-    seed: int = 0,
+    predict: Predict, images: np.ndarray, heatmaps: np.ndarray, class_ids: np.ndarray, *,
+    percentiles: tuple[float, ...] = PERCENTILES, noise: float = 2.55, seed: int = 0,
 ) -> np.ndarray:
     """ROAD (arXiv 2202.00449): how much more the hottest pixels matter than the coldest, when they are imputed.
 
@@ -128,8 +117,7 @@ def road(
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     if not percentiles or min(percentiles) <= 0 or max(percentiles) >= 100:
         raise ValueError(f"Percentiles must lie between 0 and 100, at least one. Received: {percentiles}")
-    n_pixels = heatmaps[0].size
-    rng = np.random.default_rng(seed)
+    n_pixels, rng = heatmaps[0].size, np.random.default_rng(seed)
     counts = [round(n_pixels * percentile / 100) for percentile in percentiles]
 
     def imputed():
@@ -148,14 +136,8 @@ def impute(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     """Linear imputation (arXiv 2202.00449): each removed pixel becomes the weighted mean of its eight neighbours.
 
     Direct neighbours weigh 1/6, diagonal ones 1/12; neighbours outside of the image are left out. Removed pixels
-    depend on each other: a sparse linear system, banded here, is solved.
-
-    Args:
-        image: (H, W, 3).
-        removed: bool (H, W), at least one pixel stays.
-
-    Returns:
-        float64 (H, W, 3).
+    depend on each other: a sparse linear system, banded here, is solved. ``removed`` is bool (H, W) and leaves at
+    least one pixel of the image (H, W, 3); returns float64 (H, W, 3).
     """
     pixels, gone = image.reshape(removed.size, -1).astype(np.float64), removed.ravel()
     if gone.all():

@@ -102,11 +102,8 @@ KERAS_SUFFIXES, TORCHVISION_SUFFIXES = (".weights.h5", ".h5"), (".safetensors", 
 
 
 def build(
-    name: str,
-    weights: str | os.PathLike | None = None,
-    *,
-    image_size: int | tuple[int | None, int | None] | None = None,
-    seed: int = 0,
+    name: str, weights: str | os.PathLike | None = None, *,
+    image_size: int | tuple[int | None, int | None] | None = None, seed: int = 0,
 ) -> keras.Model:
     """Build a classifier: float32 RGB (N, H, W, 3) of values 0..255 → logits float32 (N, 1000).
 

@@ -56,15 +56,11 @@ BACKBONES = {
     ),
     "mobilenet_v3_small": Backbone(
         functools.partial(keras.applications.MobileNetV3Small, include_preprocessing=False),
-        "expanded_conv_8_expand_activation",
-        "expanded_conv_3_expand_activation",
-        (224,),
+        "expanded_conv_8_expand_activation", "expanded_conv_3_expand_activation", (224,),
     ),
     "mobilenet_v3_large": Backbone(
         functools.partial(keras.applications.MobileNetV3Large, include_preprocessing=False),
-        "expanded_conv_12_expand_activation",
-        "expanded_conv_6_expand_activation",
-        (224,),
+        "expanded_conv_12_expand_activation", "expanded_conv_6_expand_activation", (224,),
     ),
 }
 
@@ -154,8 +150,7 @@ def _backbone(spec, seeds):
         input_tensor=scaled, input_shape=inputs.shape[1:], alpha=spec.alpha, include_top=False, weights=None
     )
     return applications.rebuild(
-        original,
-        initializer=lambda layer: keras.initializers.HeNormal(next(seeds)),
+        original, initializer=lambda layer: keras.initializers.HeNormal(next(seeds)),
         changes=_silent_branches(original) | _spread_strides(original, spec.output_stride),
     )
 

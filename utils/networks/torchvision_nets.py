@@ -9,9 +9,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import layers, ops
+
+from utils.repro import keras
+
+layers, ops = keras.layers, keras.ops
 
 # The data types of a safetensors file that weights come in.
 SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}

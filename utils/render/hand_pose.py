@@ -116,8 +116,7 @@ def build_hand(gesture: str, rng: np.random.Generator) -> Hand:
         start=np.concatenate([palm_start, starts.reshape(12, 3), thumb_ends[:2]]),
         end=np.concatenate([palm_end, ends.reshape(12, 3), thumb_ends[1:]]),
         radius=thick * np.concatenate([PALM_RADII, finger_radii.reshape(12, 2), thumb_radii]),
-        back=np.concatenate([np.tile(BACK, (len(PALM_START), 1)), back.reshape(12, 3), thumb_back]),
-        part=PART,
+        back=np.concatenate([np.tile(BACK, (len(PALM_START), 1)), back.reshape(12, 3), thumb_back]), part=PART,
     )
 
 
@@ -128,7 +127,7 @@ class View(NamedTuple):
     back: np.ndarray  # (m, 3) in camera axes
     part: np.ndarray  # (m,)
     palm_lines: list  # of (k, 2) x, y in pixels
-    scale: float  # pixels a millimetre
+    scale: float  # pixels per millimetre
 
 
 def _rotation(yaw, pitch, roll):

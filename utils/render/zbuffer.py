@@ -19,9 +19,7 @@ PIXELS = np.arange(1024, dtype=np.float32)  # coordinates, ready made; a canvas 
 def draw_capsules(buffer: np.ndarray, ends: np.ndarray, part: np.ndarray) -> None:
     """Put tapered capsules into a z-buffer, float32 (H, W), in place.
 
-    Args:
-        ends: (n, 2, 4), at start and end: x, y, z, radius in pixels.
-        part: (n,) part ids.
+    ``ends`` (n, 2, 4) are x, y, z and radius in pixels at start and end, ``part`` (n,) the part ids.
     """
     height, width = buffer.shape
     low = np.clip((ends[..., :2] - ends[..., 3:]).min(1), 0, (width, height)).astype(int)
