@@ -122,8 +122,8 @@ def test_flat_black_white_and_noise_images_give_finite_gradients(policy, rng):
 
 
 def test_one_trace_whatever_the_batch_size(rng, monkeypatch):
-    network, traced, twin = conv_network(), [], guided.guided_copy
-    monkeypatch.setattr(guided, "twin", lambda layer: traced.append(layer.name) or twin(layer))
+    network, traced, guided_copy = conv_network(), [], guided.guided_copy
+    monkeypatch.setattr(guided, "guided_copy", lambda layer: traced.append(layer.name) or guided_copy(layer))
     for n in (1, 5, 2, 35):
         gradcam.guided_backprop(network, rng.random((n, 8, 8, 3)))
     assert traced.count("first") == 1

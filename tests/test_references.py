@@ -66,7 +66,7 @@ def test_raw_maps(name, monkeypatch):
     def score(scores):
         return references.SCALE * scores[:, references.TARGET]
 
-    raw, *_ = gradcam._raw_maps(network(name), references.images(name), names, score, "all")
+    raw, *_ = gradcam._raw_maps(network(name), references.images(name), layers=names, targets=score, method="all")
     for layer, maps in zip(names, raw, strict=True):
         expected = references.expected()[f"{name}/{layer}"]
         for i, method in enumerate(references.METHODS):

@@ -66,7 +66,7 @@ class AnomalyResult:
     """Anomalies in N images.
 
     Attributes:
-        scores: float32 (N,); 0 is usual for a normal image, 1 is the threshold.
+        scores: float32 (N,); 1 is the threshold, normal images score below.
         heatmaps: float32 (N, H, W) in [0, 1), of the input's size; 1/2 is as hot as an image's hottest place has to be
             for the image to be called anomalous. Comparable between images.
     """
