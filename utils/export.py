@@ -85,10 +85,7 @@ def export_float(model: FasterGradCAM | AnomalyDetector, path: str | os.PathLike
     """Write the explainer, or anomaly detector, as a float32 LiteRT file for one image at a time.
 
     Args:
-        path: where it goes.
-
-    Raises:
-        ValueError: Keras is too old to export.
+        path: where it goes. ValueError if Keras is too old to export.
 
     Example:
         >>> model = FasterGradCAM.load("data/models/janken")

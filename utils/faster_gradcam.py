@@ -6,22 +6,22 @@ embedding ê of an image, feature maps A and the clusters' centroids m_k and mea
     class  y = argmax_j cos(e, w_j)        cluster  k = argmin over the clusters of y of ‖ê − m_k‖
     heat map  ReLU(Σ_c W_kc · A_c) / max
 
-Whatever is done to W once, in `fit`, costs nothing later. The mean gradient weights w_k of a cluster say what a little
-more of a channel would do to the score, not what the channel answers to. With "contrast" they are weighed by that:
+What `fit` does to W costs nothing later. The mean gradient weights w_k of a cluster say what a little more of a channel
+would do to the score, not what the channel responds to. With "contrast" they are multiplied by that:
 
     W_kc = max((w_kc + w̄_c) / 2, 0) · max(s_c, 0)     s_c = (mean GAP_c of classes − of backgrounds) / (both variances)
 
-Each cluster is drawn half way to w̄, the mean of all clusters, as one shrinks noisy means of few samples. GAP_c is a
-channel's mean over an image: s_c is large where it fires on the classes' images more than on images without an object,
-reliably. No mask is needed for it.
+Each cluster is shrunk half way to w̄, the mean of all clusters, like noisy means of few samples. GAP_c is a channel's
+mean over an image: s_c is large where the channel reliably fires more on the classes' images than on images without an
+object. It needs no mask.
 
-Deep layers know what they see and are coarse; a layer further down sees finer, but not what. A detail layer, with
-feature maps B and one weight a channel for all clusters, draws the outline of what the deep map M speaks of:
+Deep layers know what they see and are coarse; an earlier layer is finer, but does not know what. A detail layer, with
+feature maps B and one weight per channel for all clusters, sharpens the outline of the deep map M:
 
     heat map  √M · F / max     F = Σ_c v_c · B_c     v_c = max(mean of w_c over all images, 0) · max(s_c, 0)
 
-Hot is only where both maps are: F adds no place that does not speak for the class. Under the root its sharper outline
-counts for more than the blurred one of M.
+Only what is hot in both maps is hot: F adds no place that does not speak for the class. Under the root the sharper
+outline counts for more than the blurred one of M.
 """
 
 import os

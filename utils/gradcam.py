@@ -41,9 +41,8 @@ def harvest(
     """Channel weights of the class score, image by image, streamed: memory holds one batch and the results.
 
     Args:
-        network: images → scores (N, K). It is used as it is and not changed.
-        batches: iterable of (images, labels): images (n, H, W, 3) as the network takes them (any n), labels int (n,)
-            whose score is differentiated.
+        network: images → scores (N, K); it is not changed.
+        batches: of images (n, H, W, 3), any n, as the network takes them, and labels int (n,) to differentiate.
         layer: name of the layer that gives the feature maps; None: `networks.default_layer`.
         progress: called after each batch with {"done": number of images so far, "total": None}.
 
@@ -74,16 +73,15 @@ def explain(
     """Heat map of each image, by one of `METHODS`.
 
     Args:
-        network: functional or Sequential, images → scores (N, K). It is used as it is and not changed.
-        images: (N, H, W, 3) or (H, W, 3); another size than the network's is resized.
+        network: functional or Sequential, images → scores (N, K); it is not changed.
+        images: (N, H, W, 3) or (H, W, 3); resized to the network's size.
         layer: name of the layer that gives the feature maps, "outer/inner" in nested models; None:
             `networks.default_layer`.
         targets: what is explained. None: the class of the highest score. A class id: the same for all images. Int
             (N,): one id per image. Int (N, T), or N lists of T ids: T heat maps of each image. A function: scores, a
-            tensor float32 (n, K) of some of the images → (n,), row by row and in TensorFlow operations, such as
-            ``lambda scores: scores[:, 1] - scores[:, 0]``; a function met for the first time is compiled anew.
-        method: one of `METHODS`. "scorecam" needs no gradient and runs the network once for each channel; see
-            `score_cam`. "eigencam" asks for no class.
+            tensor float32 (n, K) of some images → (n,), row by row and in TensorFlow operations, such as
+            ``lambda scores: scores[:, 1] - scores[:, 0]``; it is compiled when it is met for the first time.
+        method: one of `METHODS`; "scorecam" runs the network once per channel, "eigencam" asks for no class.
         normalise: False returns the raw maps instead.
 
     Returns:
@@ -109,12 +107,8 @@ def explain_layers(
 ) -> dict[str, np.ndarray]:
     """Heat maps at several layers, from one forward and one backward pass (of a batch of images).
 
-    Args:
-        layers: names of the layers; None: all that give maps, `networks.map_layers`.
-        network, images, targets, method: as in `explain`.
-
-    Returns:
-        {layer name: heat maps float32 (N, H, W) in [0, 1]}, in the order of ``layers``.
+    Arguments as of `explain`; layers: names, None for all of `networks.map_layers`. Returns {layer name: heat maps
+    float32 (N, H, W) in [0, 1]}, in the order of ``layers``.
     """
     networks.check_network(network)
     layers = tuple(networks.map_layers(network) if layers is None else layers)
@@ -127,16 +121,9 @@ def explain_layers(
 def guided_backprop(network: keras.Model, images: np.ndarray, *, targets: Targets = None) -> np.ndarray:
     """Guided backpropagation (arXiv 1412.6806): ∂s/∂image, each ReLU passing back positive gradients only.
 
-    Correct for ReLU and ReLU6, as layers and fused into others, in nested models too; see `guided`.
-
-    Args:
-        network, images, targets: as in `explain`.
-
-    Returns:
-        Signed gradients float32 (N, H, W, 3), per unit of the network's input; with targets (N, T): (N, T, H, W, 3).
-
-    Raises:
-        ValueError: the network holds no ReLU, so that this would be the plain gradient.
+    Correct for ReLU and ReLU6, as layers and fused into others, in nested models too; see `guided`. Arguments as of
+    `explain`. Returns signed gradients float32 (N, H, W, 3) per unit of the network's input, (N, T, H, W, 3) with
+    targets (N, T). ValueError if the network holds no ReLU: this would be the plain gradient.
     """
     images, resized = _check_images(network, images)
     height, width = images.shape[1:3]
@@ -153,11 +140,7 @@ def guided_backprop(network: keras.Model, images: np.ndarray, *, targets: Target
 def guided_gradcam(
     network: keras.Model, images: np.ndarray, *, layer: str | None = None, targets: Targets = None
 ) -> np.ndarray:
-    """Guided Grad-CAM (arXiv 1610.02391, section 3.2): guided backpropagation times the Grad-CAM heat map.
-
-    Returns:
-        float32 (N, H, W, 3), signed; with targets (N, T): (N, T, H, W, 3).
-    """
+    """Guided Grad-CAM (arXiv 1610.02391, section 3.2): `guided_backprop` times the Grad-CAM heat map, in its shape."""
     heatmaps = explain(network, images, layer=layer, targets=targets)
     return guided_backprop(network, images, targets=targets) * heatmaps[..., None]
 
@@ -174,10 +157,8 @@ def score_cam(
     sees `BATCH_SIZE` masked images at a time, whatever the number of channels.
 
     Args:
-        images: float32 (N, H, W, 3) of the network's size.
-        maps: float32 (N, h, w, C).
-        class_ids: int (N,).
-        score_function: scores (n, K) → (n,), instead of the class ids.
+        images, maps: float32 (N, H, W, 3) of the network's size, and (N, h, w, C).
+        class_ids: int (N,), or score_function: scores (n, K) → (n,) in their place.
 
     Returns:
         Raw maps float32 (N, h, w).
