@@ -20,7 +20,7 @@ TINY = {"image_size": SIZE, "steps": 2}
 
 @pytest.fixture(scope="module")
 def normal():
-    return rings.render_circles([rings.NORMAL] * 12, SIZE)[0]
+    return rings.render_rings([rings.NORMAL] * 12, SIZE)[0]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_the_demo_draws_score_and_threshold(saved, normal):
     hot = runtime.AnomalyResult(np.array([1.7], np.float32), heat)
     assert demo.find_box(hot) == (40, 20, 60, 30)  # what stays below the threshold is in no box
     assert demo.find_box(runtime.AnomalyResult(hot.scores, heat / 2)) is None
-    picture = demo.annotate(np.zeros((60, 80, 3), np.uint8), hot, "box", (1.0, 1.0))
+    picture = demo.draw_result(np.zeros((60, 80, 3), np.uint8), hot, "box", rates=(1.0, 1.0))
     assert picture.shape == (60, 80, 3) and picture.any()
 
 

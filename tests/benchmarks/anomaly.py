@@ -89,9 +89,9 @@ def judge_circles(options):
     rows = {}
     print(" " * 34 + "".join(f"{name:>13s}" for name in COLUMNS))
     for seed in options.seeds:
-        normal, _ = rings.render_circles([rings.NORMAL] * N_FIT, SIZE, 1000 + seed)
+        normal, _ = rings.render_rings([rings.NORMAL] * N_FIT, SIZE, seed=1000 + seed)
         kinds = [rings.NORMAL] * N_TEST + [rings.DEFECTS[i % len(rings.DEFECTS)] for i in range(N_TEST)]
-        images, masks = rings.render_circles(kinds, SIZE, 2000 + seed)
+        images, masks = rings.render_rings(kinds, SIZE, seed=2000 + seed)
         detector = anomaly.AnomalyDetector.fit(normal, seed=seed, steps=options.steps)
         result = detector.explain(images)
         missing = np.array([kind in (rings.NORMAL, "missing piece") for kind in kinds])
