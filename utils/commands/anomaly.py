@@ -60,16 +60,15 @@ def _fit(options) -> int:
     folders = [options.folder, *sorted(path for path in options.folder.rglob("*") if path.is_dir())]
     files = imaging.image_files([folder for folder in folders if imaging.images_in(folder)] or [options.folder])
     skipped = []
-    images = [image for _, _, image in common.read_or_skip(common.with_bar(files, "reading"), skipped)]
+    images = [image for _, _, image in imaging.read_or_skip(common.with_bar(files, "reading"), skipped)]
     common.report_skipped(skipped, len(files))
     options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
-    form = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
-    with tqdm(desc="training", total=1.0, bar_format=form, disable=None) as bar:
+    with tqdm(desc="training", bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}", disable=None) as bar:
 
         def show(entry):
-            share = entry["seconds"] / max(entry["seconds"] + entry["seconds_left"], 1e-9)
+            bar.total = entry["total"]
             bar.set_postfix_str(f"{entry['seconds_left']:.0f} s left, loss {entry['loss']:.2f}", refresh=False)
-            bar.update(share - bar.n)
+            bar.update(entry["done"] - bar.n)
 
         detector = AnomalyDetector.fit(
             images, weights=common.chosen_weights(options), seed=options.seed, image_size=options.image_size,
@@ -89,10 +88,11 @@ def _explain(options) -> int:
     if explainer.kind != "anomaly":
         raise ValueError(f"{options.model} finds no anomalies; `python -m utils anomaly fit` makes a model that does.")
     skipped = []
-    with imaging.atomic_write(options.out / "scores.csv") as draft, draft.open("w", newline="", encoding="utf-8") as table:
+    scores = options.out / "scores.csv"
+    with imaging.atomic_write(scores) as draft, draft.open("w", newline="", encoding="utf-8") as table:
         rows = csv.writer(table)
         rows.writerow(["file", "score", "is_anomaly"])
-        for path, name, image in common.read_or_skip(common.with_bar(files, "explaining"), skipped):
+        for path, name, image in imaging.read_or_skip(common.with_bar(files, "explaining"), skipped):
             result = explainer.explain(image)
             heat = result.heatmaps[0]
             imaging.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))

@@ -3,14 +3,12 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import field, fields
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
-
-from utils import imaging, runtime
+from utils import runtime
 
 DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "janken"
 SOURCES = ("janken", "synthetic")  # of training data; any other name is a folder
@@ -115,17 +113,6 @@ def with_bar(files: list, what: str):
     from tqdm import tqdm  # a board has none
 
     return tqdm(files, what, leave=False, delay=2, disable=None)
-
-
-def read_or_skip(files: list[tuple[Path, str]], skipped: list[str]) -> Iterator[tuple[Path, str, np.ndarray]]:
-    """Yield path, name and image of each file; why one cannot be read goes to ``skipped``."""
-    for path, name in files:
-        try:
-            image = imaging.read_image(path)
-        except (ValueError, FileNotFoundError) as error:
-            skipped.append(str(error))
-        else:
-            yield path, name, image
 
 
 def report_skipped(skipped: list[str], n_files: int) -> int:

@@ -124,7 +124,7 @@ def draw(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -> F
     shown = [indices[np.flatnonzero(names == name)[:N_DRAWN]] for name in np.unique(names) if name != data.NONE]
     images = dataset.images[np.concatenate(shown)]
     maps = heat_maps(faster, images)
-    return plotting.image_grid([list(images), *map(list, maps.values())], ["image", *maps], heat=True)
+    return plotting.image_grid([list(images), *map(list, maps.values())], ["image", *maps])
 
 
 def table(result: dict) -> str:

@@ -89,7 +89,7 @@ def _explain_with_clusters(options) -> int:
     files = imaging.image_files(options.images)
     faster = FasterGradCAM.load(options.model)
     skipped = []
-    for path, name, image in common.read_or_skip(common.with_bar(files, "explaining"), skipped):
+    for path, name, image in imaging.read_or_skip(common.with_bar(files, "explaining"), skipped):
         result = faster.explain(image)
         heat = result.heatmaps[0]
         imaging.write_image(options.out / f"{name}_heatmap.png", heatmap.grey(heat))

@@ -11,12 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from utils import repro  # isort: skip  first: it imports TensorFlow quietly
-import keras
 import numpy as np
 
-from utils import arcface, gradcam, heatmap, imaging, networks
-from utils.commands.common import read_or_skip
+from utils import arcface, gradcam, heatmap, imaging, networks, repro, runtime
+from utils.repro import keras
 
 MANIFEST = "manifest.json"
 LONGEST = 4  # times as long as the smallest side may the other be; Score-CAM of VGG then takes 6.5 GB
@@ -46,7 +44,7 @@ def explain_files(
     layers = list(layers) or [networks.default_layer(network)]
     _check(network, layers, top_n, smallest_side)
     entries, skipped = [], []
-    for path, base, image in read_or_skip(files, skipped):
+    for path, base, image in imaging.read_or_skip(files, skipped):
         try:
             seen = _as_seen(path, image, network, smallest_side)
         except ValueError as error:
@@ -94,10 +92,7 @@ def _as_seen(path, image, network, smallest_side):
 def _probabilities(network, images):
     """Of each class, float (K,): softmax of the logits; for embedding networks the cosine scores as they are."""
     scores = networks.forward(network, images)[0].astype(np.float64)
-    if isinstance(network.layers[-1], arcface.ArcFace):
-        return scores
-    shares = np.exp(scores - scores.max())
-    return shares / shares.sum()
+    return scores if isinstance(network.layers[-1], arcface.ArcFace) else runtime.softmax(scores)
 
 
 def _explain_image(image, seen, *, base, network, class_names, out, method, layers, class_ids, top_n):

@@ -15,14 +15,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from utils import repro  # noqa: F401  # isort: skip  first: it imports TensorFlow quietly
-import keras
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from utils import data, export, gradcam, imaging, networks, runtime
 from utils.commands import report
 from utils.faster_gradcam import FasterGradCAM, feature_network
+from utils.repro import keras
 
 EXACT = "exact Grad-CAM"
 WAYS = ("Keras", "LiteRT float32", "LiteRT int8")  # to an explanation without a gradient
@@ -83,10 +82,7 @@ def at_size(faster: FasterGradCAM, size: tuple[int, int]) -> FasterGradCAM:
     spec = replace(faster.network.spec, image_size=size[0])
     network = feature_network(spec, faster.meta)
     network.set_weights(faster.network.get_weights())
-    names = (
-        "class_names", "prototypes", "centroids", "cluster_classes", "mean_weights", "contrast", "detail_weights",
-        "meta",
-    )  # fmt: skip
+    names = ("class_names", "prototypes", "clusters", "contrast", "detail_weights", "meta")
     return FasterGradCAM(network, **{name: getattr(faster, name) for name in names})
 
 

@@ -54,7 +54,7 @@ def main(options) -> int:
 def _print_progress(entry):
     left = round(entry["seconds_left"])
     print(
-        f"step {entry['step']:5d}   loss {entry['loss']:7.4f}   validation accuracy {entry['validation_accuracy']:.4f}"
+        f"step {entry['done']:5d}   loss {entry['loss']:7.4f}   validation accuracy {entry['validation_accuracy']:.4f}"
         f"   {left // 60}:{left % 60:02d} left",
         flush=True,
     )

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 
-from utils import repro  # isort: skip  first: it imports TensorFlow quietly
-import keras
-
-from utils import arcface, augment, data, networks
+from utils import arcface, augment, data, networks, repro
 from utils.commands.common import SOURCES
 from utils.commands.recipe import Recipe
 from utils.faster_gradcam import FasterGradCAM, check_settings
+from utils.repro import keras
 
 
 def load_source(source: str, recipe: Recipe) -> data.Dataset:
@@ -61,10 +59,10 @@ def train_model(
     )  # fmt: skip
     strength = settings["augmentation"]
     backgrounds = augment.render_backgrounds(recipe.image_size, seed=recipe.seed, strength=strength)
+    views = augment.views(dataset, backgrounds=backgrounds, seed=recipe.seed, strength=strength)
     faster = FasterGradCAM.fit(
-        training.network, augment.views(dataset, backgrounds=backgrounds, seed=recipe.seed, strength=strength), dataset.labels[dataset.train],
-        class_names=dataset.class_names, layer=layer, n_clusters=recipe.clusters,
-        top_channels=recipe.top_channels, weighting=recipe.weighting, detail_layer=detail_layer,
-        backgrounds=backgrounds, seed=recipe.seed,
+        training.network, views, dataset.labels[dataset.train], dataset.class_names, layer=layer,
+        n_clusters=recipe.clusters, top_channels=recipe.top_channels, weighting=recipe.weighting,
+        detail_layer=detail_layer, backgrounds=backgrounds, seed=recipe.seed,
     )  # fmt: skip
     return training, faster
