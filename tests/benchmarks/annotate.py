@@ -91,7 +91,7 @@ class KerasVis:
         from tf_keras_vis.gradcam import Gradcam
 
         self.classifier, self.class_names = faster.classifier(), faster.class_names
-        self.layer, self.image_size = faster.meta["layer"], faster.input_size
+        self.layer, self.input_size = faster.meta["layer"], faster.input_size
         self.cam = Gradcam(self.classifier, clone=False)
 
     def explain(self, images):

@@ -99,7 +99,7 @@ def paste(dataset, backgrounds, rng):
     """Every hand before a random background: uint8 (N, S, S, 3)."""
     chosen = backgrounds[rng.integers(len(backgrounds), size=len(dataset.images))]
     return np.stack([
-        data.replace_background(*parts) for parts in zip(dataset.images, dataset.masks, chosen, strict=True)
+        augment.replace_background(*parts) for parts in zip(dataset.images, dataset.masks, chosen, strict=True)
     ])  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def on_many_backgrounds(faster, dataset, unseen, backgrounds, rng):
     same, alike = [], []
     for i in unseen:
         chosen = backgrounds[rng.choice(len(backgrounds), N_BACKGROUNDS, replace=False)]
-        images = np.stack([data.replace_background(dataset.images[i], dataset.masks[i], other) for other in chosen])
+        images = np.stack([augment.replace_background(dataset.images[i], dataset.masks[i], other) for other in chosen])
         result = faster.explain(images)
         same.append(np.unique(result.labels, return_counts=True)[1].max() / N_BACKGROUNDS)
         pairs = np.triu_indices(N_BACKGROUNDS, 1)
@@ -145,7 +145,7 @@ def judge(faster, dataset, unseen, folders):
     blank = np.array(faster.explain(backgrounds).names) == data.NONE
     images = dataset.images[unseen]
     explain, first = sanity.stored_weights(faster, images), next(x.name for x in faster.network.layers if x.weights)
-    shuffled = [sanity.cascade(faster.network, [first], explain, seed)[first] for seed in range(N_SHUFFLES)]
+    shuffled = [sanity.cascade(faster.network, explain, layers=[first], seed=seed)[first] for seed in range(N_SHUFFLES)]
     return {
         "photos": comparison.measure(faster, dataset, unseen), "pasted": comparison.measure(faster, pasted, unseen),
         "called none": np.mean(np.array(faster.explain(pasted.images[unseen]).names) == data.NONE),

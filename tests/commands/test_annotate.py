@@ -31,7 +31,7 @@ LEVELS = {"red": 0, "green": 1}
 class FakeExplainer:
     """Sees red or green patches before black, and is the surer the brighter they are."""
 
-    class_names, image_size, metadata = NAMES, (SIDE, SIDE), {"sha256": "0" * 64}
+    class_names, input_size, metadata = NAMES, (SIDE, SIDE), {"sha256": "0" * 64}
 
     def __init__(self, *_, **__):
         pass
