@@ -261,7 +261,7 @@ class Steps:
 
     def __init__(self, monkeypatch, stop_at=None):
         self.n, self.stop_at = 0, stop_at
-        for module, name in ((os, "replace"), (annotate, "find"), (imaging, "write_upright"), (json, "dumps")):
+        for module, name in ((os, "replace"), (annotate, "find"), (imaging, "copy_or_reencode"), (json, "dumps")):
             monkeypatch.setattr(module, name, self.counted(getattr(module, name)))
 
     def counted(self, function):
