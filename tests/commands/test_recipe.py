@@ -11,7 +11,7 @@ from utils.commands.recipe import Recipe
 
 
 def model(**meta):
-    return SimpleNamespace(meta=meta, image_size=(96, 96))
+    return SimpleNamespace(meta=meta, input_size=(96, 96))
 
 
 def test_a_model_that_does_not_tell_its_recipe_gets_one_that_loads_images():
