@@ -25,13 +25,12 @@ def explain_files(
     method: str = "gradcam", layers: Sequence[str] = (), class_ids: Sequence[int] | None = None, top_n: int = 1,
     smallest_side: int | None = None, report: Callable[[str], None] = print,
 ) -> dict:  # fmt: skip
-    """Explain the best classes of each image, or the ones asked for; write the pictures, return the manifest.
+    """Explain the best classes of each image, or the ones asked for; write into ``out``, return the manifest.
 
     Args:
         files: paths, each with the name for what is made of it, as `imaging.image_files` gives them.
         network: images of 0..255 → class scores, with its preprocessing inside.
         class_names: one for each score.
-        out: folder, made if need be.
         method: one of `gradcam.METHODS`.
         layers: names of the layers that give the maps; empty: `networks.default_layer`.
         class_ids: classes to explain; None: the ``top_n`` best of each image.
