@@ -69,11 +69,11 @@ def test_ctrl_c_in_training_on_joined_data_keeps_a_model(tmp_path, capsys, monke
         imaging.write_image(tmp_path / "mine" / name / "1.png", np.full((32, 32, 3), 80 * i, np.uint8))
     forward, calls = arcface.networks.forward, []
 
-    def press_ctrl_c(*arguments):
+    def press_ctrl_c(*arguments, **settings):
         calls.append(1)
         if len(calls) == 2:  # the second evaluation
             raise KeyboardInterrupt
-        return forward(*arguments)
+        return forward(*arguments, **settings)
 
     monkeypatch.setattr(arcface.networks, "forward", press_ctrl_c)
     model = tmp_path / "model"
