@@ -150,8 +150,9 @@ def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_f
         warnings.warn(f"Skipped {len(skipped)} unreadable images: {'; '.join(skipped[:5])}{more}.", stacklevel=3)
     images, masks = zip(*(results[i] for i in kept), strict=True)
     masks = None if masks[0] is None else np.stack(masks)
-    names, parts = tuple(names[i] for i in kept), split(labels, test_fraction=test_fraction, seed=seed)
-    return Dataset(np.stack(images), labels, tuple(photos), masks, *parts, names, skipped)
+    train, test = split(labels, test_fraction=test_fraction, seed=seed)
+    names = tuple(names[i] for i in kept)
+    return Dataset(np.stack(images), labels, tuple(photos), masks, train=train, test=test, names=names, skipped=skipped)
 
 
 def _list_photos(folder: Path) -> dict[str, list[Path]]:
@@ -161,7 +162,7 @@ def _list_photos(folder: Path) -> dict[str, list[Path]]:
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "masks" and not p.name.startswith("."))
     if len(classes) < 2:
         found = f"one class, {classes[0].name}" if classes else "no sub-folder of photos"
-        raise ValueError(f"{folder} holds {found}, expected a sub-folder of photos per class, at least two.")
+        raise ValueError(f"{folder} holds {found}, expected at least two classes, each a sub-folder of photos.")
     return {path.name: imaging.images_in(path) for path in classes}
 
 
@@ -214,7 +215,8 @@ def _render_janken(image_size: int, *, n_images: int, variety: float, seed: int)
     gestures = [JANKEN_CLASSES[label] for label in labels]
     images, masks = hands.render_hands(gestures, image_size, seed=seed, variety=variety)
     names = tuple(f"{gesture}_{i:04d}" for i, gesture in enumerate(gestures))
-    return Dataset(images, labels, JANKEN_CLASSES, masks, *split(labels, seed=seed), names)
+    train, test = split(labels, seed=seed)
+    return Dataset(images, labels, JANKEN_CLASSES, masks, train=train, test=test, names=names)
 
 
 def download_janken(url: str = JANKEN_URL, cache: str | Path | None = None) -> Path:
@@ -315,12 +317,10 @@ def add_none(dataset: Dataset, *, n_images: int | None = None, seed: int = 0) ->
     if n_images < 1:
         raise ValueError(f"Received n_images={n_images}, expected at least 1.")
     rng, labels = np.random.default_rng(seed), np.zeros(n_images, int)
-    none = Dataset(
-        np.stack([hands.render_background(rng, image_size=size) for _ in range(n_images)]), labels, (NONE,),
-        None if dataset.masks is None else np.zeros((n_images, size, size), bool), *split(labels, seed=seed),
-        tuple(f"{NONE}_{i:04d}" for i in range(n_images)),
-    )
-    return join(dataset, none)
+    images = np.stack([hands.render_background(rng, image_size=size) for _ in range(n_images)])
+    masks = None if dataset.masks is None else np.zeros((n_images, size, size), bool)
+    (train, test), names = split(labels, seed=seed), tuple(f"{NONE}_{i:04d}" for i in range(n_images))
+    return join(dataset, Dataset(images, labels, (NONE,), masks, train=train, test=test, names=names))
 
 
 def join(*datasets: Dataset) -> Dataset:
