@@ -1,12 +1,10 @@
 """Is a heat map faithful: what does the network say when the map's hot pixels are taken away, or when they alone stay?
 
-Each function asks ``predict``, any function images (n, H, W, 3) → scores (n, K). It is handed batches of at most
-`BATCH_SIZE` images of the same dtype and range of values as ``images``; `probabilities` makes one of an explainer.
-The measures are meant for probabilities. ``heatmaps`` are float (N, H, W), ``class_ids`` int (N,): the class that is
-explained. `metrics.ranks` orders the pixels by heat, ties included; a flat map, such as one of zeros, has no hot ones.
-Results are float (N,), one value per image.
-
-All raise ValueError where shapes do not fit.
+Each function asks ``predict``, any function images (n, H, W, 3) → scores (n, K), best probabilities. It is handed
+batches of at most `BATCH_SIZE` images of the same dtype and range of values as ``images``; `probabilities` makes one of
+an explainer. ``heatmaps`` are float (N, H, W), ``class_ids`` int (N,): the class that is explained. `metrics.ranks`
+orders the pixels by heat; a flat map, such as one of zeros, has no hot ones. Results are float (N,), one value per
+image. All raise ValueError where shapes do not fit.
 """
 
 import functools
@@ -35,7 +33,7 @@ def probabilities(explainer, scale: float = 30.0) -> Predict:
 def keep_and_delete(
     predict: Predict, images: np.ndarray, heatmaps: np.ndarray, class_ids: np.ndarray, *, share: float = 0.25
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Does the class stay the best one when only the hottest quarter is left; when the hottest quarter is gone?
+    """Does the class stay the best one when only the hottest ``share`` is left; when that share is gone?
 
     A faithful map has a high mean of the first and a low mean of the second. Deleted pixels are replaced by those of
     the blurred image (`imaging.blur_away`). Every map gets the same number of pixels, even one with less heat than
@@ -43,7 +41,6 @@ def keep_and_delete(
 
     Args:
         class_ids: the best classes of the whole images, as ``predict`` gives them.
-        share: of the pixels that count as hot.
 
     Returns:
         keep, delete: float (N,), each 1 where ``class_ids`` has the highest score, else 0.
@@ -72,18 +69,14 @@ def insertion_auc(
             at 96 x 96 a network may still recognise the copy.
 
     Example:
-        >>> from utils.metrics import faithfulness
         >>> images, heat = np.zeros((2, 16, 16, 3), np.float32), np.zeros((2, 16, 16))
         >>> images[:, 8, 8], heat[0, 8, 8], heat[1, 0, 0] = 255, 1, 1  # only the first map is faithful
-        >>> brightness = lambda images: images[:, 8, 8, :1] / 255  # scores of one class
-        >>> faithfulness.insertion_auc(brightness, images, heat, np.zeros(2, int)).round(2).tolist()
+        >>> insertion_auc(lambda images: images[:, 8, 8, :1] / 255, images, heat, np.zeros(2, int)).round(2).tolist()
         [0.98, 0.57]
     """
-    images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
-    size = 2 * round(sigma) + 1
-    starts = (cv2.GaussianBlur(image.astype(np.float32), (size, size), sigma) for image in images)
-    pairs = zip(starts, images, strict=True)
-    return _auc(predict, pairs, heatmaps, class_ids, n_steps=n_steps, dtype=images.dtype)
+    size = (2 * round(sigma) + 1,) * 2
+    checked = _check(images, heatmaps, class_ids)
+    return _auc(predict, checked, n_steps, lambda image: (cv2.GaussianBlur(np.float32(image), size, sigma), image))
 
 
 def deletion_auc(
@@ -94,9 +87,8 @@ def deletion_auc(
     As `insertion_auc`. 0 is black in images of 0..255; the authors' own code, whose images are standardised, sets
     pixels to the mean colour of their data set.
     """
-    images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
-    pairs = ((image, np.zeros_like(image)) for image in images)
-    return _auc(predict, pairs, heatmaps, class_ids, n_steps=n_steps, dtype=images.dtype)
+    checked = _check(images, heatmaps, class_ids)
+    return _auc(predict, checked, n_steps, lambda image: (image, np.zeros_like(image)))
 
 
 def road(
@@ -106,13 +98,11 @@ def road(
     """ROAD (arXiv 2202.00449): how much more the hottest pixels matter than the coldest, when they are imputed.
 
     (score without the least relevant − score without the most relevant pixels) / 2, mean over the percentiles: in
-    [-0.5, 0.5] for probabilities, about 0 for a random order and 0 for a flat map. Imputed pixels (`impute`) betray
-    their outline less than black or blurred ones do. Takes about 0.1 s per image of 96 x 96.
+    [-0.5, 0.5] for probabilities, about 0 for a random order and 0 for a flat map. About 0.1 s per image of 96 x 96.
 
     Args:
         percentiles: how many percent of the pixels are removed, each in (0, 100).
         noise: standard deviation of the Gaussian noise on imputed pixels, in units of the images: 0.01 of 0..255.
-        seed: of the noise.
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     if not percentiles or min(percentiles) <= 0 or max(percentiles) >= 100:
@@ -191,24 +181,25 @@ def _neighbour_weights(height, width):
     edges = (
         (index[:, :-1], index[:, 1:], 1 / 6), (index[:-1], index[1:], 1 / 6),
         (index[:-1, :-1], index[1:, 1:], 1 / 12), (index[:-1, 1:], index[1:, :-1], 1 / 12),
-    )  # fmt: skip
+    )
     weights = np.concatenate([np.full(a.size, weight) for a, _, weight in edges])
     ends = [np.concatenate([edge[end].ravel() for edge in edges]) for end in (0, 1)]
     half = sparse.csr_array((weights, ends), shape=(index.size, index.size))
     return (half + half.T).tocsr()
 
 
-def _auc(predict, pairs, heatmaps, class_ids, *, n_steps, dtype):
-    """Mean score while an image turns into another (pairs of them), the hottest pixels first."""
+def _auc(predict, checked, n_steps, ends):
+    """Mean score while ends(image)[0] turns into ends(image)[1], the hottest pixels first."""
+    images, heatmaps, class_ids = checked
     if n_steps < 1:
         raise ValueError(f"Expected at least one step. Received: {n_steps}")
     counts = np.linspace(0, heatmaps[0].size, n_steps + 1).round()
     turned = (
         np.where((places < count)[..., None], after, before)
-        for (before, after), places in zip(pairs, metrics.ranks(heatmaps), strict=True)
+        for (before, after), places in zip(map(ends, images), metrics.ranks(heatmaps), strict=True)
         for count in counts
     )
-    scores, _ = _ask(predict, turned, np.repeat(class_ids, n_steps + 1), dtype)
+    scores, _ = _ask(predict, turned, np.repeat(class_ids, n_steps + 1), images.dtype)
     scores = scores.reshape(len(heatmaps), -1)
     area = trapezoid(scores, counts / counts[-1], axis=1)
     return np.where(metrics.is_flat(heatmaps), (scores[:, 0] + scores[:, -1]) / 2, area)

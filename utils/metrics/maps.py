@@ -1,23 +1,20 @@
-"""How good is a heat map beside a mask, or beside another map. Needs no network.
+"""How good is a heat map beside a mask, or beside another map; how well a detector finds defects. Needs no network.
 
-Functions take heat maps float (N, H, W) and return one value per image, float (N,), so that the caller can look at the
-distribution as well as at the mean; an image without a value (its mask is empty) gets NaN. `pxap` and `max_box_acc_v2`
-are defined over all images at once and return one float. All raise ValueError where shapes do not fit, a mask is not
-bool or a heat map holds NaN.
+Functions take heat maps float (N, H, W) and return one value per image, float (N,); an image without a value (its mask
+is empty) gets NaN. `pxap`, `max_box_acc_v2`, `image_auroc`, `pixel_auroc` and `aupro` are defined over all images at
+once and return one float. All raise ValueError where shapes do not fit, a mask is not bool or heat is NaN.
 """
 
 import cv2
 import numpy as np
 from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import auc, average_precision_score, roc_auc_score, roc_curve
 
 BOX_THRESHOLDS = np.arange(100) / 100  # of a map's own maximum
 
 
 def heat_in_mask(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Share of the heat that lies inside the mask, in [0, 1] (energy-based pointing game, arXiv 1910.01279).
-
-    A map of zeros scores 0: it points at nothing.
+    """Share of the heat inside the mask, in [0, 1], 0 of a map of zeros (energy-based pointing game, arXiv 1910.01279).
 
     Example:
         >>> from utils import metrics
@@ -33,14 +30,7 @@ def heat_in_mask(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def pointing_game(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """1 where the hottest pixel lies inside the mask, else 0 (arXiv 1608.00507). A map of zeros scores 0.
-
-    Example:
-        >>> from utils import metrics
-        >>> heat, mask = np.array([[[3.0, 1.0]], [[0.0, 1.0]]]), np.array([[[True, False]]] * 2)
-        >>> metrics.pointing_game(heat, mask).tolist()
-        [1.0, 0.0]
-    """
+    """1 where the hottest pixel lies inside the mask, else 0 (arXiv 1608.00507). A map of zeros scores 0."""
     heatmaps, masks = check_masks(heatmaps, masks)
     hits = [mask.flat[heat.argmax()] and heat.max() > 0 for heat, mask in zip(heatmaps, masks, strict=True)]
     return np.where(masks.any(axis=(1, 2)), hits, np.nan)
@@ -50,11 +40,8 @@ def share_on_own_object(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Tell the classes of one image apart: of the heat on any of T objects, the share on each map's own, in [0, 1].
 
     With s_tk the `heat_in_mask` of map t in mask k: Σ_t s_tt / Σ_tk s_tk. Maps that are the same for all classes score
-    1 / T. NaN where no map has heat on an object.
-
-    Args:
-        heatmaps: float (N, T, H, W), nowhere below 0: map t of an image explains the class of its object t.
-        masks: bool (N, T, H, W), of the objects.
+    1 / T. NaN where no map has heat on an object. Both are (N, T, H, W), the heat nowhere below 0: map t of an image
+    explains the class of its object t.
     """
     heatmaps, masks = np.asarray(heatmaps), np.asarray(masks)
     if heatmaps.ndim != 4 or masks.shape != heatmaps.shape:
@@ -68,16 +55,7 @@ def share_on_own_object(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def pixel_ap(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Average precision of the heat as a detector of the mask's pixels, in [0, 1].
-
-    A flat map scores the share of the image that the mask covers.
-
-    Example:
-        >>> from utils import metrics
-        >>> heat, mask = np.array([[[3.0, 2.0, 1.0]]]), np.array([[[True, False, True]]])
-        >>> metrics.pixel_ap(heat, mask).round(3).tolist()  # the mean of precisions 1/1 and 2/3
-        [0.833]
-    """
+    """Average precision of the heat as a detector of the mask's pixels, in [0, 1]; of a flat map the mask's share."""
     heatmaps, masks = check_masks(heatmaps, masks)
     pairs = zip(masks, heatmaps, strict=True)
     return np.array([average_precision_score(m.ravel(), h.ravel()) if m.any() else np.nan for m, h in pairs])
@@ -96,8 +74,7 @@ def pxap(heatmaps: np.ndarray, masks: np.ndarray) -> float:
 def best_iou(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Intersection over union of the mask and the pixels hotter than a threshold, at each map's best threshold ≥ 0.
 
-    All thresholds at which anything changes are tried. Pixels without heat never count as found: a map of zeros
-    scores 0.
+    Pixels without heat never count as found: a map of zeros scores 0.
     """
     heatmaps, masks = check_masks(heatmaps, masks)
     heat, mask = (array.reshape(len(array), -1) for array in (heatmaps, masks))
@@ -118,10 +95,66 @@ def max_box_acc_v2(heatmaps: np.ndarray, masks: np.ndarray, *, min_ious: tuple[f
     intersection over union. Thresholds are `BOX_THRESHOLDS` of each map's own maximum; each of ``min_ious`` takes the
     one that is best for all images. Images with an empty mask are left out; NaN if none remains.
     """
-    ious = _best_box_ious(heatmaps, masks)
-    if not len(ious):
+    heatmaps, masks = check_masks(heatmaps, masks)
+    ious = []  # of the best region's box, by image and threshold
+    for heat, mask in zip(heatmaps, masks, strict=True):
+        if mask.any():
+            truth, peak = mask_boxes(mask[None]), heat.max()
+            found = [box_iou(_boxes(heat > threshold * peak), truth) for threshold in BOX_THRESHOLDS]
+            ious.append([values.max(initial=0) for values in found])
+    if not ious:
         return np.nan
-    return float(np.mean([(ious >= min_iou).mean(axis=0).max() for min_iou in min_ious]))
+    return float(np.mean([(np.array(ious) >= min_iou).mean(axis=0).max() for min_iou in min_ious]))
+
+
+def image_auroc(scores: np.ndarray, anomalous: np.ndarray) -> float:
+    """Chance that a defective image scores higher than a normal one, ties count one half. NaN if one kind is missing.
+
+    Scores are finite float (N,), high for anomalous images; ``anomalous`` is bool (N,).
+    """
+    scores, anomalous = np.asarray(scores), np.asarray(anomalous)
+    if scores.ndim != 1 or not scores.size or anomalous.shape != scores.shape or anomalous.dtype != bool:
+        raise ValueError(
+            "Expected scores (N,), at least one, and as many bools. "
+            f"Received: scores of shape {scores.shape} and {anomalous.dtype} of shape {anomalous.shape}"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("Expected finite scores. Received: some with NaN or infinity")
+    return float(roc_auc_score(anomalous, scores)) if 0 < anomalous.sum() < len(anomalous) else np.nan
+
+
+def pixel_auroc(heatmaps: np.ndarray, masks: np.ndarray) -> float:
+    """Chance that a pixel of a defect is hotter than another one, over the pixels of all images together."""
+    heatmaps, masks = check_masks(heatmaps, masks)
+    return image_auroc(heatmaps.ravel(), masks.ravel())
+
+
+def aupro(heatmaps: np.ndarray, masks: np.ndarray, *, max_fpr: float = 0.3) -> float:
+    """Area under the per-region overlap, in [0, 1] (Bergmann et al., MVTec AD, IJCV 2021).
+
+    Each threshold gives a point: y is the share of a connected region (8 neighbours) that is hotter, mean over the
+    regions of all masks, so that a small defect counts as much as a large one; x is the share of pixels without a
+    defect that are hotter, up to ``max_fpr``. Trapezoidal rule; NaN where there is no region, or nothing but regions.
+
+    Example:
+        >>> from utils import metrics
+        >>> masks = np.array([[[False, True, True, False]]])
+        >>> metrics.aupro(masks.astype(float), masks), metrics.aupro(1.0 - masks, masks)
+        (1.0, 0.0)
+    """
+    heatmaps, masks = check_masks(heatmaps, masks)
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr must lie in (0, 1]. Received: {max_fpr!r}")
+    if masks.all() or not masks.any():
+        return np.nan
+    weights = np.ones(masks.shape)  # a region weighs 1, whatever its size
+    for mask, weight in zip(masks, weights, strict=True):
+        labels, areas = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[1:3]
+        weight[mask] = 1 / areas[labels[mask], cv2.CC_STAT_AREA]
+    fpr, pro, _ = roc_curve(masks.ravel(), heatmaps.ravel(), sample_weight=weights.ravel(), drop_intermediate=False)
+    within = fpr <= max_fpr
+    pro = np.append(pro[within], np.interp(max_fpr, fpr, pro))
+    return float(auc(np.append(fpr[within], max_fpr), pro) / max_fpr)
 
 
 def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -141,31 +174,23 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
 
 def pearson(heatmaps: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Linear correlation of two sets of maps, pixel by pixel, in [-1, 1]. NaN where a map is constant."""
-    a, b = (m.reshape(len(m), -1).astype(np.float64) for m in _check_pairs(heatmaps, others))
+    heatmaps, others = check_heatmaps(heatmaps), check_heatmaps(others)
+    if heatmaps.shape != others.shape:
+        raise ValueError(f"Expected two sets of maps of one shape. Received: {heatmaps.shape} and {others.shape}")
+    a, b = (m.reshape(len(m), -1).astype(np.float64) for m in (heatmaps, others))
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
     return np.divide((a * b).sum(axis=1), norm, out=np.full(len(a), np.nan), where=norm > 1e-12)
 
 
 def spearman(heatmaps: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Rank correlation of two sets of maps, pixel by pixel, in [-1, 1]. NaN where a map is constant.
-
-    Example:
-        >>> from utils import metrics
-        >>> heat = np.array([[[0.1, 0.5, 0.9]]])
-        >>> metrics.spearman(heat, heat**3).round(2).tolist()
-        [1.0]
-    """
-    heatmaps, others = _check_pairs(heatmaps, others)
-    ranked = (rankdata(m.reshape(len(m), -1), axis=1).reshape(m.shape) for m in (heatmaps, others))
-    return pearson(*ranked)
+    """Rank correlation of two sets of maps, pixel by pixel, in [-1, 1]. NaN where a map is constant."""
+    sets = (check_heatmaps(maps) for maps in (heatmaps, others))
+    return pearson(*(rankdata(maps.reshape(len(maps), -1), axis=1).reshape(maps.shape) for maps in sets))
 
 
 def hottest(heatmaps: np.ndarray, share: float) -> np.ndarray:
-    """The hottest share of pixels, the same number in each map: bool (N, H, W). Ties as in `ranks`.
-
-    A flat map, such as one of zeros, has none: all False.
-    """
+    """The hottest share of pixels, as many in each map, none in a flat one: bool (N, H, W). Ties as in `ranks`."""
     if not 0 < share <= 1:
         raise ValueError(f"The share of pixels must lie in (0, 1]. Received: {share}")
     heatmaps = check_heatmaps(heatmaps)
@@ -203,11 +228,7 @@ def centre_gaussian(height: int, width: int) -> np.ndarray:
 
 
 def check_heatmaps(heatmaps: np.ndarray) -> np.ndarray:
-    """The maps as an array.
-
-    Raises:
-        ValueError: not (N, H, W) with at least one map, or not finite.
-    """
+    """The maps as an array; ValueError unless they are (N, H, W), at least one, and finite."""
     heatmaps = np.asarray(heatmaps)
     if heatmaps.ndim != 3 or not heatmaps.size:
         raise ValueError(f"Expected heat maps of shape (N, H, W), at least one. Received: shape {heatmaps.shape}")
@@ -225,26 +246,6 @@ def check_masks(heatmaps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np
             f"Received: {masks.dtype} of shape {masks.shape}"
         )
     return heatmaps, masks
-
-
-def _check_pairs(heatmaps, others):
-    """Two sets of maps as arrays; ValueError unless they have one shape."""
-    heatmaps, others = check_heatmaps(heatmaps), check_heatmaps(others)
-    if heatmaps.shape != others.shape:
-        raise ValueError(f"Expected two sets of maps of one shape. Received: {heatmaps.shape} and {others.shape}")
-    return heatmaps, others
-
-
-def _best_box_ious(heatmaps, masks):
-    """IoU with the mask's box of the best region's box, by image and threshold: (n, thresholds)."""
-    heatmaps, masks = check_masks(heatmaps, masks)
-    ious = []
-    for heat, mask in zip(heatmaps, masks, strict=True):
-        if mask.any():
-            truth, peak = mask_boxes(mask[None]), heat.max()
-            found = [box_iou(_boxes(heat > threshold * peak), truth) for threshold in BOX_THRESHOLDS]
-            ious.append([values.max(initial=0) for values in found])
-    return np.array(ious)
 
 
 def _boxes(pixels):

@@ -23,14 +23,12 @@ def cascade(
         explain: network → maps float (N, H, W), such as
             ``functools.partial(gradcam.explain, images=images, layer=layer, targets=labels)``, or `stored_weights`.
         layers: the maps are compared after each of these, "outer/inner" in nested models; None: after every layer.
-        seed: of the shuffling.
 
     Returns:
         {layer: float (N,)}, from the top down: Spearman's rank correlation between the maps of the untouched network
         and those after all layers down to this one were shuffled; NaN where a map is constant.
 
-    Raises:
-        ValueError: a layer is not there or has no weights.
+    ValueError where a layer is not there or has no weights.
     """
     copy, rng = keras.models.clone_model(network), np.random.default_rng(seed)
     copy.set_weights(network.get_weights())
@@ -52,11 +50,8 @@ def stored_weights(faster, images: np.ndarray) -> Explain:
     """``explain`` for `cascade` of ``faster.network``: the stored channel weights meet another network's feature maps.
 
     Each image keeps its cluster, so that a map changes only because the feature maps do: with these weights the map
-    is bound to the network it was fitted on. Layers above the feature maps take no part.
-
-    Args:
-        faster: `FasterGradCAM`.
-        images: uint8 RGB (N, H, W, 3), any size.
+    is bound to the network it was fitted on. ``faster`` is a `FasterGradCAM`, ``images`` uint8 RGB (N, H, W, 3) of any
+    size. Layers above the feature maps take no part.
     """
     clusters, resized = faster.explain(images).clusters, imaging.resize(images, *faster.input_size)
 
