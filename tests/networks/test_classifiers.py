@@ -9,7 +9,7 @@ import pytest
 from benchmarks import references
 
 from utils import gradcam, networks
-from utils.networks import applications, classifiers, torchvision_nets
+from utils.networks import classifiers, embedding, torchvision_nets
 from utils.networks.classifiers import NETWORKS
 
 FROM_KERAS = [name for name, entry in NETWORKS.items() if not entry.from_torchvision]
@@ -47,7 +47,7 @@ def test_smallest_images_give_finite_logits(name, rng):
     # Whatever this process built before.
     names = [operation.name for operation in network.operations]
     assert len(set(names)) == len(names)
-    counted = [match.groups("0") for n in names if (match := applications.AUTO_NAME.fullmatch(n))]
+    counted = [match.groups("0") for n in names if (match := embedding.AUTO_NAME.fullmatch(n))]
     assert all((kind, "0") in counted for kind, _ in counted)
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from utils import networks
-from utils.networks import Spec, applications
+from utils.networks import Spec, embedding
 
 SMALL = {"image_size": 64, "alpha": 0.35, "embedding_size": 8}
 LAST_LAYERS = {
@@ -80,7 +80,7 @@ def test_names_and_weight_files_do_not_depend_on_what_was_built_before(backbone,
     first, second = built(backbone), networks.embedding_network(Spec(backbone, **SMALL), seed=2)
     names = [operation.name for operation in first.operations]
     assert names == [operation.name for operation in second.operations] and len(set(names)) == len(names)
-    assert not any(applications.AUTO_NAME.fullmatch(name) for name in names)
+    assert not any(embedding.AUTO_NAME.fullmatch(name) for name in names)
     first.save_weights(tmp_path / "first.weights.h5")
     second.load_weights(tmp_path / "first.weights.h5")
     images = rng.integers(0, 255, (2, 64, 64, 3))

@@ -37,13 +37,8 @@ def keep_and_delete(
 
     A faithful map has a high mean of the first and a low mean of the second. Deleted pixels are replaced by those of
     the blurred image (`imaging.blur_away`). Every map gets the same number of pixels, even one with less heat than
-    that; but a flat map has no hot pixels: nothing is kept, nothing is deleted.
-
-    Args:
-        class_ids: the best classes of the whole images, as ``predict`` gives them.
-
-    Returns:
-        keep, delete: float (N,), each 1 where ``class_ids`` has the highest score, else 0.
+    that; but a flat map has no hot pixels: nothing is kept, nothing is deleted. ``class_ids`` are the best classes of
+    the whole images; keep and delete, float (N,), are each 1 where they have the highest score, else 0.
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     hot = metrics.hottest(heatmaps, share)[..., None]
@@ -63,10 +58,8 @@ def insertion_auc(
     The area under the score over the share of pixels inserted, by the trapezoidal rule; high is faithful. For a flat
     map it is the mean of the scores of the copy and of the image, as if each pixel counted the same.
 
-    Args:
-        n_steps: in which the pixels enter, the same number in each. The network is asked once more than that.
-        sigma: of the Gaussian that blurs the copy, cut off at σ: 11 x 11 pixels for the paper's 5. Meant for 224 x 224;
-            at 96 x 96 a network may still recognise the copy.
+    The pixels enter in ``n_steps`` equal parts. The Gaussian of ``sigma`` is cut off at σ: 11 x 11 pixels for the
+    paper's 5. That is meant for 224 x 224; at 96 x 96 a network may still recognise the copy.
 
     Example:
         >>> images, heat = np.zeros((2, 16, 16, 3), np.float32), np.zeros((2, 16, 16))
@@ -100,9 +93,8 @@ def road(
     (score without the least relevant − score without the most relevant pixels) / 2, mean over the percentiles: in
     [-0.5, 0.5] for probabilities, about 0 for a random order and 0 for a flat map. About 0.1 s per image of 96 x 96.
 
-    Args:
-        percentiles: how many percent of the pixels are removed, each in (0, 100).
-        noise: standard deviation of the Gaussian noise on imputed pixels, in units of the images: 0.01 of 0..255.
+    ``percentiles``, each in (0, 100), are the percent of the pixels removed; ``noise`` is the standard deviation of the
+    Gaussian noise on imputed pixels, in units of the images: 0.01 of 0..255.
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     if not percentiles or min(percentiles) <= 0 or max(percentiles) >= 100:
@@ -147,11 +139,9 @@ def drop_and_increase(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average drop and increase in confidence (Grad-CAM++, arXiv 1710.11063), image by image.
 
-    Y is the score of the image, O that of the image times its heat map, where cold pixels are black.
-
-    Returns:
-        drop: float (N,), max(0, Y − O) / Y, in [0, 1] for probabilities; NaN where Y ≤ 0. A low mean is faithful.
-        increase: float (N,), 1 where O > Y, else 0. A high mean is faithful.
+    Y is the score of the image, O that of the image times its heat map, where cold pixels are black. The drop,
+    max(0, Y − O) / Y, in [0, 1] for probabilities, NaN where Y ≤ 0, has a low mean for faithful maps; the increase, 1
+    where O > Y, else 0, a high one.
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     pairs = ((image, image * heat[..., None]) for image, heat in zip(images, heatmaps, strict=True))

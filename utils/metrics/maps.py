@@ -17,9 +17,8 @@ def heat_in_mask(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Share of the heat inside the mask, in [0, 1], 0 of a map of zeros (energy-based pointing game, arXiv 1910.01279).
 
     Example:
-        >>> from utils import metrics
         >>> heat, mask = np.array([[[3.0, 1.0]]]), np.array([[[True, False]]])
-        >>> metrics.heat_in_mask(heat, mask).tolist()
+        >>> heat_in_mask(heat, mask).tolist()
         [0.75]
     """
     heatmaps, masks = check_masks(heatmaps, masks)
@@ -72,10 +71,7 @@ def pxap(heatmaps: np.ndarray, masks: np.ndarray) -> float:
 
 
 def best_iou(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Intersection over union of the mask and the pixels hotter than a threshold, at each map's best threshold ≥ 0.
-
-    Pixels without heat never count as found: a map of zeros scores 0.
-    """
+    """Intersection over union of mask and pixels hotter than each map's best threshold ≥ 0; 0 for a map of zeros."""
     heatmaps, masks = check_masks(heatmaps, masks)
     heat, mask = (array.reshape(len(array), -1) for array in (heatmaps, masks))
     order = np.argsort(-heat, axis=1)
@@ -137,9 +133,8 @@ def aupro(heatmaps: np.ndarray, masks: np.ndarray, *, max_fpr: float = 0.3) -> f
     defect that are hotter, up to ``max_fpr``. Trapezoidal rule; NaN where there is no region, or nothing but regions.
 
     Example:
-        >>> from utils import metrics
         >>> masks = np.array([[[False, True, True, False]]])
-        >>> metrics.aupro(masks.astype(float), masks), metrics.aupro(1.0 - masks, masks)
+        >>> aupro(masks.astype(float), masks), aupro(1.0 - masks, masks)
         (1.0, 0.0)
     """
     heatmaps, masks = check_masks(heatmaps, masks)

@@ -19,16 +19,14 @@ def cascade(
     the map does not depend on the layers shuffled so far.
 
     Args:
-        network: functional or Sequential; a copy is shuffled.
         explain: network → maps float (N, H, W), such as
             ``functools.partial(gradcam.explain, images=images, layer=layer, targets=labels)``, or `stored_weights`.
         layers: the maps are compared after each of these, "outer/inner" in nested models; None: after every layer.
+            ValueError where one is not there or has no weights.
 
     Returns:
         {layer: float (N,)}, from the top down: Spearman's rank correlation between the maps of the untouched network
-        and those after all layers down to this one were shuffled; NaN where a map is constant.
-
-    ValueError where a layer is not there or has no weights.
+        and those after all layers down to this one were shuffled, in a copy; NaN where a map is constant.
     """
     copy, rng = keras.models.clone_model(network), np.random.default_rng(seed)
     copy.set_weights(network.get_weights())

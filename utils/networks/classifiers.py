@@ -3,6 +3,7 @@
 Most are networks of keras.applications; their preprocessing is inside, and their layers have names that stay the same.
 """
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.networks import torchvision_nets
-from utils.networks.applications import find_weights, imagenet_folder, is_offline, rebuild
+from utils.networks.embedding import find_weights, imagenet_folder, is_offline, rebuild
 from utils.repro import keras
 
 applications, layers = keras.applications, keras.layers
@@ -20,7 +21,6 @@ applications, layers = keras.applications, keras.layers
 N_CLASSES = 1000
 # Mean and deviation of ImageNet's pixels, RGB in [0, 1].
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-BGR_MEAN = [103.939, 116.779, 123.68]
 
 
 @keras.saving.register_keras_serializable("faster_grad_cam")
@@ -32,7 +32,7 @@ class RescaledBGR(layers.Rescaling):
 
 
 PREPROCESSING = {
-    "caffe": lambda: RescaledBGR(1.0, [-mean for mean in BGR_MEAN], name="preprocessing"),
+    "caffe": lambda: RescaledBGR(1.0, [-103.939, -116.779, -123.68], name="preprocessing"),
     "torch": lambda: layers.Rescaling(
         (1 / 255 / DEVIATION).tolist(), (-MEAN / DEVIATION).tolist(), name="preprocessing"
     ),
@@ -40,29 +40,28 @@ PREPROCESSING = {
 }
 
 
+def _dense(inputs, name, seeds, *, size=N_CLASSES, activation=None):
+    return layers.Dense(size, activation, kernel_initializer=_initial(seeds), name=name)(inputs)
+
+
 def _pooled(maps, seeds):
-    pooled = layers.GlobalAveragePooling2D(name="avg_pool")(maps)
-    return layers.Dense(N_CLASSES, kernel_initializer=_initial(seeds), name="predictions")(pooled)
+    return _dense(layers.GlobalAveragePooling2D(name="avg_pool")(maps), "predictions", seeds)
 
 
 def _pooled_twice_dense(maps, seeds):
     """MobileNetV3's classifier."""
-    pooled = layers.GlobalAveragePooling2D(name="avg_pool")(maps)
-    hidden = layers.Dense(1280, kernel_initializer=_initial(seeds), name="conv_2")(pooled)
-    hidden = layers.Activation("hard_swish", name="conv_2_activation")(hidden)
-    return layers.Dense(N_CLASSES, kernel_initializer=_initial(seeds), name="predictions")(hidden)
+    hidden = _dense(layers.GlobalAveragePooling2D(name="avg_pool")(maps), "conv_2", seeds, size=1280)
+    return _dense(layers.Activation("hard_swish", name="conv_2_activation")(hidden), "predictions", seeds)
 
 
 def _vgg_head(maps, seeds):
     """VGG's three dense layers, moved over maps of any size from 7×7; the logits of all places, averaged."""
     one_place = maps.shape[1:3] == (7, 7)
     if one_place:  # as a convolution this costs ten times as much
-        maps = layers.Flatten(name="flatten")(maps)
-        hidden = layers.Dense(4096, "relu", kernel_initializer=_initial(seeds), name="fc1")(maps)
+        hidden = _dense(layers.Flatten(name="flatten")(maps), "fc1", seeds, size=4096, activation="relu")
     else:
         hidden = layers.Conv2D(4096, 7, activation="relu", kernel_initializer=_initial(seeds), name="fc1")(maps)
-    hidden = layers.Dense(4096, "relu", kernel_initializer=_initial(seeds), name="fc2")(hidden)
-    logits = layers.Dense(N_CLASSES, kernel_initializer=_initial(seeds), name="predictions")(hidden)
+    logits = _dense(_dense(hidden, "fc2", seeds, size=4096, activation="relu"), "predictions", seeds)
     return logits if one_place else layers.GlobalAveragePooling2D(name="avg_pool")(logits)
 
 
@@ -105,43 +104,37 @@ def build(
     name: str, weights: str | os.PathLike | None = None, *,
     image_size: int | tuple[int | None, int | None] | None = None, seed: int = 0,
 ) -> keras.Model:
-    """Build a classifier: float32 RGB (N, H, W, 3) of values 0..255 → logits float32 (N, 1000).
+    """Build one of `NETWORKS`: float32 RGB (N, H, W, 3) of values 0..255 → logits float32 (N, 1000).
+
+    Its attribute ``default_layer`` is the layer that Grad-CAM uses by default. VGG reads images larger than 224×224
+    place by place: its logits are the mean over all places.
 
     Args:
-        name: one of `NETWORKS`.
         weights: None (random); ``"imagenet"``: a file ``{name}_imagenet.weights.h5`` in ``$IMAGENET_WEIGHTS``, else
             Keras' own download; or the path of a file: keras.applications' ``.h5`` or ``.weights.h5`` with top, for
             resnet18 and shufflenet_v2 torchvision's ``.pth`` or ``.safetensors``, or a ``.weights.h5`` that this
-            network saved.
+            network saved. FileNotFoundError if there is none, or FASTER_GRAD_CAM_OFFLINE=1 forbids the download;
+            ValueError if they are of something else.
         image_size: side in pixels, or (height, width), where None stands for any; None: the size it was trained at.
-        seed: of the random weights.
-
-    Returns:
-        keras.Model of that name with an attribute ``default_layer``, the layer that Grad-CAM uses by default. VGG reads
-        images larger than 224×224 place by place: its logits are the mean over all places.
-
-    Raises:
-        ValueError: unknown name, image too small, or a weights file of something else.
-        FileNotFoundError: no such weights, or FASTER_GRAD_CAM_OFFLINE=1 forbids their download.
 
     Example:
-        >>> import numpy as np
-        >>> from utils import networks
-        >>> from utils.networks import classifiers
-        >>> network = classifiers.build("resnet18", image_size=32)
-        >>> networks.forward(network, np.zeros((1, 32, 32, 3))).shape, network.default_layer
-        ((1, 1000), 'layer4_1_relu2')
+        >>> network = build("resnet18", image_size=32)
+        >>> network.output_shape, network.default_layer
+        ((None, 1000), 'layer4_1_relu2')
     """
     if name not in NETWORKS:
         raise ValueError(f"Unknown network; choose one of {', '.join(NETWORKS)}. Received: {name!r}")
     network, images = NETWORKS[name], keras.Input((*_sides(name, image_size), 3), name="image")
-    source = None if weights is None else _find_weights(name, weights)
-    seeds = itertools.count(1000 * seed) if source is None else None
+    if weights is not None:
+        suffixes = (*TORCHVISION_SUFFIXES, *KERAS_SUFFIXES) if network.from_torchvision else KERAS_SUFFIXES
+        files = [f"{FILE_STEMS.get(name, name)}_imagenet{suffix}" for suffix in suffixes]
+        weights = find_weights(weights, name, file_names=files, published=not network.from_torchvision)
+    seeds = itertools.count(1000 * seed) if weights is None else None
     features = _features(network, images, seeds)
     model = keras.Model(features.inputs[0], network.head(features.output, seeds), name=name)
     model.default_layer = network.default_layer
-    if source is not None:
-        _load(model, source)
+    if weights is not None:
+        _load(model, weights)
     return model
 
 
@@ -156,11 +149,9 @@ def class_names() -> list[str]:
     cached = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / "imagenet_class_index.json"
     if not is_offline() or cached.is_file():
         falling_scores = np.arange(N_CLASSES, 0, -1)[None]  # class 0 scores highest, so Keras lists all in their order
-        try:
+        with contextlib.suppress(Exception):  # Keras' download raises a bare Exception; numbers serve as well
             (decoded,) = applications.imagenet_utils.decode_predictions(falling_scores, top=N_CLASSES)
             return [name.replace("_", " ") for _, name, _ in decoded]
-        except Exception:  # Keras' download raises a bare Exception; numbers serve as well
-            pass
     return [f"class_{i}" for i in range(N_CLASSES)]
 
 
@@ -195,10 +186,8 @@ def _initial(seeds, layer=None):
     """He's initial values of a kernel, uniform because VGG has 140 million to draw; zeros if weights come anyway."""
     if seeds is None:
         return "zeros"
-    scale = 2.0
-    if isinstance(layer, layers.DepthwiseConv2D):
-        # Keras counts all channels as inputs of each output, which sees one: the signal would fade from block to block.
-        scale *= layer.kernel.shape[-2]
+    # Keras counts all channels as inputs of each output, which sees one: the signal would fade from block to block.
+    scale = 2.0 * (layer.kernel.shape[-2] if isinstance(layer, layers.DepthwiseConv2D) else 1)
     return keras.initializers.VarianceScaling(scale, distribution="uniform", seed=next(seeds))
 
 
@@ -218,10 +207,9 @@ def _load(model, source):
 
 
 def _copy_published(network, source, model):
-    """Fill the model from keras.applications' own, layer by layer.
+    """Fill the model from keras.applications' own, layer by layer; kernels take the model's shape.
 
-    Kernels keep their values and take the model's shape: VGG's first dense layer may be a convolution here, and
-    MobileNetV3's last convolutions are dense.
+    VGG's first dense layer may be a convolution here, and MobileNetV3's last convolutions are dense.
     """
     side = network.image_size
     published = network.build(weights=str(source), input_shape=(side, side, 3), classifier_activation=None)
@@ -230,12 +218,5 @@ def _copy_published(network, source, model):
         for m in (published, model)
     ]
     for original, layer in zip(*with_weights, strict=True):
-        shapes = [weight.shape for weight in layer.weights]
-        layer.set_weights([w.reshape(shape) for w, shape in zip(original.get_weights(), shapes, strict=True)])
-
-
-def _find_weights(name, weights):
-    published = not NETWORKS[name].from_torchvision
-    stem = f"{FILE_STEMS.get(name, name)}_imagenet"
-    suffixes = KERAS_SUFFIXES if published else (*TORCHVISION_SUFFIXES, *KERAS_SUFFIXES)
-    return find_weights(weights, name, file_names=[stem + suffix for suffix in suffixes], published=published)
+        values = zip(original.get_weights(), layer.weights, strict=True)
+        layer.set_weights([value.reshape(weight.shape) for value, weight in values])

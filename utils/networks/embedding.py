@@ -1,4 +1,4 @@
-"""The embedding network: images 0..255 → embedding, and what it takes to build it again.
+"""The embedding network: images 0..255 → embedding; and networks of keras.applications, rebuilt with lasting names.
 
 MobileNetV2 (arXiv 1801.04381) or MobileNetV3 (arXiv 1905.02244) with its preprocessing inside, global average pooling
 and one dense layer; or a small residual network (arXiv 1512.03385), which learns from scratch in a minute on a CPU:
@@ -8,15 +8,24 @@ there, gradients of full convolutions take a fifth of the time of those of depth
 import functools
 import itertools
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from utils.networks import applications
 from utils.networks.graph import get_layer
 from utils.repro import keras
 
+layers, applications = keras.layers, keras.applications
+
 OUTPUT_STRIDES = (32, 16, 8)
 FROZEN_STRIDE = 8  # layers finer than this keep the weights that they are given
+# Keras' own names for layers that keras.applications leaves unnamed; the number counts the process's earlier layers.
+AUTO_NAME = re.compile(
+    r"(activation|add|average_pooling2d|batch_normalization|concatenate|conv2d|max_pooling2d|multiply|normalization"
+    r"|re_lu|rescaling|zero_padding2d)(?:_(\d+))?"
+)
+NAMED_AFTER_FRONT = ("activation", "add", "multiply", "re_lu")
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,10 @@ def small_resnet(input_tensor, input_shape, alpha, include_top, weights):
         raise Exception("nobody publishes any")  # as Keras does where it has none
 
     def convolve(maps, channels, name, *, stride=1, shortcut=None):
-        maps = keras.layers.Conv2D(channels, 3, stride, "same", use_bias=False, name=name)(maps)
-        maps = keras.layers.BatchNormalization(name=f"{name}_bn")(maps)
-        maps = maps if shortcut is None else keras.layers.Add(name=f"{name}_add")([shortcut, maps])
-        return keras.layers.ReLU(name=f"{name}_relu")(maps)
+        maps = layers.Conv2D(channels, 3, stride, "same", use_bias=False, name=name)(maps)
+        maps = layers.BatchNormalization(name=f"{name}_bn")(maps)
+        maps = maps if shortcut is None else layers.Add(name=f"{name}_add")([shortcut, maps])
+        return layers.ReLU(name=f"{name}_relu")(maps)
 
     maps = input_tensor
     for stage, channels in enumerate((16, 32, 64, 96)):
@@ -51,15 +60,13 @@ def small_resnet(input_tensor, input_shape, alpha, include_top, weights):
 DEFAULT_LAYER = "block_13_expand_relu"
 BACKBONES = {
     "small_resnet": Backbone(small_resnet, "stage_3_block_1_relu", "stage_2_block_1_relu", ()),
-    "mobilenet_v2": Backbone(
-        keras.applications.MobileNetV2, DEFAULT_LAYER, "block_6_expand_relu", (96, 128, 160, 192, 224)
-    ),
+    "mobilenet_v2": Backbone(applications.MobileNetV2, DEFAULT_LAYER, "block_6_expand_relu", (96, 128, 160, 192, 224)),
     "mobilenet_v3_small": Backbone(
-        functools.partial(keras.applications.MobileNetV3Small, include_preprocessing=False),
+        functools.partial(applications.MobileNetV3Small, include_preprocessing=False),
         "expanded_conv_8_expand_activation", "expanded_conv_3_expand_activation", (224,),
     ),
     "mobilenet_v3_large": Backbone(
-        functools.partial(keras.applications.MobileNetV3Large, include_preprocessing=False),
+        functools.partial(applications.MobileNetV3Large, include_preprocessing=False),
         "expanded_conv_12_expand_activation", "expanded_conv_6_expand_activation", (224,),
     ),
 }
@@ -79,16 +86,14 @@ class Spec:
     def __post_init__(self):
         if self.backbone not in BACKBONES:
             raise ValueError(f"Unknown backbone; choose one of {sorted(BACKBONES)}. Received: {self.backbone!r}")
-        if self.output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}. Received: {self.output_stride!r}")
-        if self.backbone == "small_resnet" and self.output_stride != 16:
-            raise ValueError(f"small_resnet has an output_stride of 16. Received: {self.output_stride!r}")
+        strides = (16,) if self.backbone == "small_resnet" else OUTPUT_STRIDES
+        if self.output_stride not in strides:
+            raise ValueError(f"output_stride must be one of {strides}. Received: {self.output_stride!r}")
         if self.image_size < 32:
             raise ValueError(f"image_size must be at least 32 pixels. Received: {self.image_size!r}")
         if self.alpha <= 0 or self.embedding_size < 1:
-            raise ValueError(
-                f"alpha and embedding_size must be positive. Received: {self.alpha!r}, {self.embedding_size!r}"
-            )
+            received = f"{self.alpha!r}, {self.embedding_size!r}"
+            raise ValueError(f"alpha and embedding_size must be positive. Received: {received}")
 
     @property
     def default_layer(self) -> str:
@@ -104,24 +109,16 @@ def embedding_network(
 ) -> keras.Model:
     """Build the network: float32 (N, S, S, 3) of values 0..255 → embedding float32 (N, D).
 
-    Args:
-        spec: ``Spec()`` if None.
-        weights: None (random), ``"imagenet"`` (a file in ``$IMAGENET_WEIGHTS``, else Keras' own download), or the
-            path of a ``.weights.h5`` / ``.h5`` file of keras.applications' backbone without top.
-        seed: of the random initial weights.
-
-    Returns:
-        keras.Model with the spec as attribute ``spec`` and a layer "embedding" at its end. With weights given, its
-        BatchNormalization layers are frozen: the published statistics are better than those of a few hundred
-        photos, and in files with the batch norm folded into the kernels they must not be trained at all. The layers
-        at a finer stride than 8 are frozen, too: they know edges and colours, and training takes a third of the time.
+    ``weights`` are None (random), ``"imagenet"`` (a file in ``$IMAGENET_WEIGHTS``, else Keras' own download), or the
+    path of a ``.weights.h5`` / ``.h5`` file of keras.applications' backbone without top. The network has an attribute
+    ``spec`` and a layer "embedding" at its end. With weights given, its BatchNormalization layers are frozen: the
+    published statistics are better than those of a few hundred photos, and in files with the batch norm folded into the
+    kernels they must not be trained at all. The layers at a finer stride than 8 are frozen, too: they know edges and
+    colours, and training takes a third of the time.
 
     Example:
-        >>> import numpy as np
-        >>> from utils import networks
-        >>> network = networks.embedding_network(networks.Spec("small_resnet", image_size=32), seed=1)
-        >>> networks.forward(network, np.zeros((2, 32, 32, 3))).shape
-        (2, 128)
+        >>> embedding_network(Spec("small_resnet", image_size=32), seed=1).output_shape
+        (None, 128)
     """
     spec, seeds = spec or Spec(), itertools.count(seed * 1000)
     backbone = _backbone(spec, seeds)
@@ -129,14 +126,11 @@ def embedding_network(
         _copy_weights(backbone, spec, weights)
     else:
         for layer in _batch_norms(backbone):
-            # keras.applications fixes 0.999: after a few hundred steps the statistics would still be half initial.
-            layer.momentum = 0.9
+            layer.momentum = 0.9  # of keras.applications' 0.999, after some hundred steps half would still be initial
     features = get_layer(backbone, spec.last_layer).output if spec.last_layer else backbone.output
-    pooled = keras.layers.GlobalAveragePooling2D(name="pooling")(features)
-    initializer = keras.initializers.GlorotUniform(next(seeds))
-    embedding = keras.layers.Dense(
-        spec.embedding_size, use_bias=False, kernel_initializer=initializer, name="embedding"
-    )(pooled)
+    pooled = layers.GlobalAveragePooling2D(name="pooling")(features)
+    initial = keras.initializers.GlorotUniform(next(seeds))
+    embedding = layers.Dense(spec.embedding_size, use_bias=False, kernel_initializer=initial, name="embedding")(pooled)
     network = keras.Model(backbone.inputs[0], embedding, name=spec.backbone)
     network.spec = spec
     return network
@@ -145,63 +139,49 @@ def embedding_network(
 def _backbone(spec, seeds):
     """The network up to its last maps, with random weights."""
     inputs = keras.Input((spec.image_size, spec.image_size, 3), name="image")
-    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(inputs)
+    scaled = layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(inputs)
     original = BACKBONES[spec.backbone].build(
         input_tensor=scaled, input_shape=inputs.shape[1:], alpha=spec.alpha, include_top=False, weights=None
     )
-    return applications.rebuild(
-        original, initializer=lambda layer: keras.initializers.HeNormal(next(seeds)),
-        changes=_silent_branches(original) | _spread_strides(original, spec.output_stride),
-    )
+    # From scratch each residual branch starts at zero (arXiv 1706.02677, section 5.1).
+    ends = [front(layer).name for layer in original.layers if isinstance(layer, layers.Add)]
+    changes = {name: {"gamma_initializer": "zeros"} for name in ends} | _spread_strides(original, spec.output_stride)
+    return rebuild(original, initializer=lambda layer: keras.initializers.HeNormal(next(seeds)), changes=changes)
 
 
 def _batch_norms(network):
-    return [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
-
-
-def _silent_branches(backbone):
-    """Changes for `applications.rebuild`: from scratch each residual branch starts at zero.
-
-    A deep network that begins as a shallow one learns sooner (arXiv 1706.02677, section 5.1).
-    """
-    joins = (layer for layer in backbone.layers if isinstance(layer, keras.layers.Add))
-    return {applications.front(join).name: {"gamma_initializer": "zeros"} for join in joins}
+    return [layer for layer in network.layers if isinstance(layer, layers.BatchNormalization)]
 
 
 def _spread_strides(backbone, output_stride):
-    """Changes for `applications.rebuild`: the maps are not halved below 1 / output_stride of the image.
+    """Changes for `rebuild`: the maps are not halved below 1 / output_stride of the image.
 
     Where they are fine enough, a block gets stride 1, and the depthwise kernels behind it are spread ("atrous"), so
     that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv 1606.00915).
     """
     changes = {}
     stride, dilation = 2, 1  # behind the first convolution
-    for layer in backbone.layers:
-        if not isinstance(layer, keras.layers.DepthwiseConv2D):
-            continue
+    for layer in (layer for layer in backbone.layers if isinstance(layer, layers.DepthwiseConv2D)):
         changes[layer.name] = {"dilation_rate": (dilation, dilation)}
-        if layer.strides != (2, 2):
-            continue
-        if stride < output_stride:
+        if layer.strides == (2, 2) and stride < output_stride:
             stride *= 2
-            continue
-        changes[layer.name]["strides"] = (1, 1)
-        # Stride 1 with "valid" needs half a kernel on each side.
-        changes[applications.front(layer).name] = {"padding": dilation * (layer.kernel_size[0] // 2)}
-        dilation *= 2
+        elif layer.strides == (2, 2):
+            changes[layer.name]["strides"] = (1, 1)
+            # Stride 1 with "valid" needs half a kernel on each side.
+            changes[front(layer).name] = {"padding": dilation * (layer.kernel_size[0] // 2)}
+            dilation *= 2
     return changes
 
 
 def _copy_weights(backbone, spec, weights):
     """Fill the backbone from keras.applications' model of those weights, layer by layer; freeze the batch norms."""
     what, file = f"{spec.backbone} without top at alpha {spec.alpha}", f"{spec.backbone}_{spec.alpha}_imagenet_no_top"
-    source = applications.find_weights(weights, what, file_names=[f"{file}.weights.h5"])
+    source = find_weights(weights, what, file_names=[f"{file}.weights.h5"])
     original = BACKBONES[spec.backbone]
     size = spec.image_size if spec.image_size in original.published_sizes else 224  # kernels do not depend on the size
     try:
-        published = original.build(
-            input_shape=(size, size, 3), alpha=spec.alpha, include_top=False, weights=str(source)
-        )
+        how = {"alpha": spec.alpha, "include_top": False, "weights": str(source)}
+        published = original.build(input_shape=(size, size, 3), **how)
     except Exception as error:  # Keras raises a bare Exception where its download fails
         raise ValueError(f"Cannot load {source}: expected weights of {what}: {str(error).splitlines()[0]}") from error
     for layer in published.layers:
@@ -211,3 +191,83 @@ def _copy_weights(backbone, spec, weights):
     fine = [i for i, layer in enumerate(convolutions) if layer.output.shape[1] > spec.image_size / FROZEN_STRIDE]
     for layer in (*_batch_norms(backbone), *convolutions[: fine[-1] + 1]):
         layer.trainable = False
+
+
+def rebuild(model: keras.Model, *, initializer: Callable, changes: Mapping[str, dict]) -> keras.Model:
+    """A copy of a functional model in which no layer's name depends on what the process built before.
+
+    ``initializer`` maps a layer with a kernel to the kernel's initializer, asked in order; ``changes`` holds, by layer
+    name, new entries of its config.
+    """
+    names = _lasting_names(model)
+
+    def copy(layer):
+        config = layer.get_config() | {"name": names[layer.name]} | changes.get(layer.name, {})
+        key = "depthwise_initializer" if isinstance(layer, layers.DepthwiseConv2D) else "kernel_initializer"
+        if key in config:
+            config[key] = initializer(layer)
+        return layer.__class__.from_config(config)
+
+    return keras.models.clone_model(model, clone_function=copy)
+
+
+def front(operation) -> keras.Operation:
+    """The layer or operation behind an operation's last input: of a residual block the main path, not the shortcut."""
+    return keras.tree.flatten(operation.input)[-1]._keras_history.operation
+
+
+def _lasting_names(model):
+    """{name in the model: lasting name}. An unnamed activation is called after the layer in front of it.
+
+    The other unnamed layers, and the activations behind them, keep their kind and count from 0, as in a new process.
+    """
+    names = {operation.name: operation.name for operation in model.operations}
+    unnamed = [(o, *match.groups("0")) for o in model.operations if (match := AUTO_NAME.fullmatch(o.name))]
+    for operation, kind, number in unnamed:
+        before = names[front(operation).name]
+        if kind in NAMED_AFTER_FRONT and not AUTO_NAME.fullmatch(before):
+            names[operation.name] = f"{before.removesuffix('_bn')}_{type(operation).__name__.lower()}"
+        else:
+            index = int(number) - min(int(other) for _, same, other in unnamed if same == kind)
+            names[operation.name] = f"{kind}_{index}" if index else kind
+    return names
+
+
+def find_weights(
+    weights: str | os.PathLike, name: str, *, file_names: Sequence[str], published: bool = True
+) -> Path | str:
+    """The path of a weights file: the given one, or for "imagenet" one of the file_names in ``$IMAGENET_WEIGHTS``.
+
+    Returns "imagenet" if Keras has published weights to download; FileNotFoundError if it has not, or must not.
+    """
+    if weights != "imagenet":
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"No weights file {weights}; expected 'imagenet' or a file of weights of {name}.")
+        return Path(weights)
+    folder = imagenet_folder()
+    if folder and (files := [folder / file for file in file_names if (folder / file).is_file()]):
+        return files[0]
+    if not published:
+        raise FileNotFoundError(
+            f"Keras publishes no weights of {name}: put {' or '.join(file_names)} into $IMAGENET_WEIGHTS, or name the "
+            "file instead of 'imagenet'."
+        )
+    if is_offline():
+        raise FileNotFoundError(
+            f"No file {file_names[0]} in $IMAGENET_WEIGHTS, and FASTER_GRAD_CAM_OFFLINE=1 forbids the download; put "
+            "the file there, or take weights=None."
+        )
+    return "imagenet"
+
+
+def imagenet_folder() -> Path | None:
+    """The folder that ``$IMAGENET_WEIGHTS`` names, None if it is not set; FileNotFoundError if there is none."""
+    folder = os.environ.get("IMAGENET_WEIGHTS")
+    if folder and not Path(folder).is_dir():
+        raise FileNotFoundError(f"$IMAGENET_WEIGHTS must name a folder of weights files. Received: {folder}")
+    return Path(folder) if folder else None
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids downloads."""
+    return os.environ.get("FASTER_GRAD_CAM_OFFLINE") == "1"

@@ -1,7 +1,4 @@
-"""The graph of any functional or Sequential Keras network: walked layer by layer, asked for its layers, run in batches.
-
-Nothing here knows what a network was built for.
-"""
+"""The graph of any functional or Sequential Keras network: walked layer by layer, asked for layers, run in batches."""
 
 import collections
 import functools
@@ -36,28 +33,21 @@ def call_layer(name: str, operation, *args, **kwargs):
 def run_layer_by_layer(network: keras.Model, images, *, call: Callable = call_layer) -> tuple[Any, dict[str, Call]]:
     """Run a functional or Sequential network layer by layer, nested models too; the network itself is not touched.
 
-    Args:
-        network: models whose forward pass is code (subclassed) inside it count as one layer.
-        images: tensor (N, H, W, C).
-        call: (name, layer, its arguments) → output; replaces each layer's own call.
-
-    Returns:
-        The output, and every call by name, from input to output. A layer of a nested model is named "outer/inner", the
-        second use of a shared layer or model "name#2".
+    ``call``: (name, layer, its arguments) → output, replaces each layer's own call. Models inside whose forward pass is
+    code (subclassed) count as one layer. Returns the output, and every call by name, from input to output: a layer of a
+    nested model is named "outer/inner", the second use of a shared layer or model "name#2".
     """
     calls, uses = {}, collections.Counter()
 
     def run_model(model, prefix, inputs, **_):
-        step = functools.partial(step_of, prefix)
         inputs = [_as_type(x, like.dtype) for x, like in zip(keras.tree.flatten(inputs), model.inputs, strict=True)]
-        return _graph(model)._run_through_graph(inputs, step)
+        return _graph(model)._run_through_graph(inputs, functools.partial(step_of, prefix))
 
     def step_of(prefix, operation):
         """What stands for the operation on the walk: another walk if it is a model."""
         name = prefix + operation.name
         uses[name] += 1
-        if uses[name] > 1:
-            name += f"#{uses[name]}"
+        name += f"#{uses[name]}" if uses[name] > 1 else ""
         if _graph(operation):
             return functools.partial(run_model, operation, name + "/")
         return functools.partial(record, name, operation)
@@ -67,8 +57,7 @@ def run_layer_by_layer(network: keras.Model, images, *, call: Callable = call_la
         calls[name] = Call(operation, (*args, *kwargs.values())[0], output)
         return output
 
-    output = keras.tree.flatten(run_model(network, "", images))[0]
-    return output, calls
+    return keras.tree.flatten(run_model(network, "", images))[0], calls
 
 
 def _graph(operation):
@@ -90,9 +79,8 @@ def map_layers(network: keras.Model) -> list[str]:
     """Names of the layers with feature maps (N, h, w, C), from input to output; in nested models "outer/inner".
 
     Example:
-        >>> from utils import networks
-        >>> network = networks.embedding_network(networks.Spec("small_resnet", image_size=32))
-        >>> networks.map_layers(network)[-2:]
+        >>> from utils.networks import Spec, embedding_network
+        >>> map_layers(embedding_network(Spec("small_resnet", image_size=32)))[-2:]
         ['stage_3_block_1_add', 'stage_3_block_1_relu']
     """
     return [name for name, call in trace(network)[1].items() if _gives_maps(call)]
@@ -139,10 +127,9 @@ def get_layer(network: keras.Model, name: str) -> keras.Layer:
 
 def default_layer(network: keras.Model) -> str:
     """The layer that Grad-CAM uses by default: the registry's choice, or the last layer with feature maps."""
-    if getattr(network, "default_layer", None):  # of `classifiers.build`
-        return network.default_layer
-    if getattr(network, "spec", None):  # of `embedding_network`
-        return network.spec.default_layer
+    for registered in (network, getattr(network, "spec", None)):  # of `classifiers.build`, of `embedding_network`
+        if getattr(registered, "default_layer", None):
+            return registered.default_layer
     layers = map_layers(network)
     if not layers:
         raise ValueError(f"The network {network.name!r} has no layer that gives feature maps (N, h, w, C).")
@@ -176,16 +163,17 @@ def scores(head: Call):
     layer, inputs, output = head
     if type(layer).__name__ in ("Softmax", "LogSoftmax", "Sigmoid"):  # a layer or an operation of keras.ops
         return inputs
-    if getattr(getattr(layer, "activation", None), "__name__", "") not in SQUASHING:
+    activation = getattr(getattr(layer, "activation", None), "__name__", "")
+    if activation not in SQUASHING:
         return output
     if isinstance(layer, keras.layers.Activation):
         return inputs
     if not isinstance(layer, keras.layers.Dense):
-        if layer.activation.__name__ == "sigmoid":  # it squashes each output alone: it can stay
+        if activation == "sigmoid":  # it squashes each output alone: it can stay
             return output
         raise ValueError(
-            f"Cannot look behind the {layer.activation.__name__} of a {type(layer).__name__} layer; end the network in "
-            f"Dense, or give the {layer.activation.__name__} a layer of its own. Received: {layer.name!r}"
+            f"Cannot look behind the {activation} of a {type(layer).__name__} layer; end the network in Dense, or give "
+            f"the {activation} a layer of its own. Received: {layer.name!r}"
         )
     logits = keras.ops.matmul(inputs, layer.kernel)
     return logits if layer.bias is None else logits + layer.bias
@@ -206,10 +194,7 @@ def compiled(model: keras.Model) -> Callable:
 
 
 def forward(model: keras.Model, images: np.ndarray, *, batch_size: int = 128):
-    """Run a model on images (N, ...) in batches: its output, or list of outputs, as NumPy arrays.
-
-    Compiled once per model, whatever the number of images: a shorter last batch causes no new trace.
-    """
+    """Run a model, compiled once, on images (N, ...) in batches: its output, or list of outputs, as NumPy arrays."""
     run = compiled(model)
     parts = [run(tf.cast(images[i : i + batch_size], tf.float32)) for i in range(0, len(images), batch_size)]
     if isinstance(parts[0], list):

@@ -5,6 +5,7 @@ sides alike, and batch norm adds 1e-5. A layer with weights bears torchvision's 
 ("layer4_1_conv2"); each ReLU is a layer of its own ("layer4_1_relu2").
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,40 +41,25 @@ class ShuffleChannels(layers.Layer):
         return maps_shape
 
 
-def _pad(maps, name):
-    return layers.ZeroPadding2D(1, name=f"{name}_pad")(maps)
-
-
-def _relu(maps, name):
-    return layers.ReLU(name=name)(maps)
-
-
-def _convolve(maps, name, channels, size, *, stride=1):
-    """Convolution without bias that pads half a kernel on each side."""
+def _convolve(maps, channels, size, names, *, stride=1):
+    """Convolution (depthwise where channels is None) without bias, batch norm and, if it has a name, ReLU."""
+    convolution, norm, *relu = names
     if stride > 1 and size > 1:  # here "same" would pad one side more than the other
-        maps = layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(maps)
-    padding = "same" if stride == 1 else "valid"
-    return layers.Conv2D(channels, size, stride, padding, use_bias=False, name=name)(maps)
-
-
-def _depthwise(maps, stride, name):
-    maps, padding = (maps, "same") if stride == 1 else (_pad(maps, name), "valid")
-    return layers.DepthwiseConv2D(3, stride, padding, use_bias=False, name=name)(maps)
-
-
-def _norm(maps, name):
-    return layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=name)(maps)
+        maps = layers.ZeroPadding2D(size // 2, name=f"{convolution}_pad")(maps)
+    kind = layers.DepthwiseConv2D if channels is None else functools.partial(layers.Conv2D, channels)
+    maps = kind(size, stride, "same" if stride == 1 else "valid", use_bias=False, name=convolution)(maps)
+    maps = layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=norm)(maps)
+    return layers.ReLU(name=relu[0])(maps) if relu else maps
 
 
 def _max_pool(maps):
-    # Behind a ReLU, zeros around the maps never are the maximum.
-    return layers.MaxPooling2D(3, 2, name="maxpool")(_pad(maps, "maxpool"))
+    maps = layers.ZeroPadding2D(1, name="maxpool_pad")(maps)  # behind a ReLU, zeros never are the maximum
+    return layers.MaxPooling2D(3, 2, name="maxpool")(maps)
 
 
 def resnet18(images: keras.KerasTensor) -> keras.KerasTensor:
     """ResNet-18 without its classifier: images (N, H, W, 3) → maps (N, ⌈H/32⌉, ⌈W/32⌉, 512)."""
-    maps = _relu(_norm(_convolve(images, "conv1", 64, 7, stride=2), "bn1"), "relu")
-    maps = _max_pool(maps)
+    maps = _max_pool(_convolve(images, 64, 7, ("conv1", "bn1", "relu"), stride=2))
     for stage, channels in enumerate((64, 128, 256, 512), 1):
         for block in (0, 1):
             maps = _basic_block(maps, channels, 2 if stage > 1 and block == 0 else 1, f"layer{stage}_{block}")
@@ -83,43 +69,37 @@ def resnet18(images: keras.KerasTensor) -> keras.KerasTensor:
 def _basic_block(maps, channels, stride, name):
     shortcut = maps
     if stride > 1:
-        shortcut = _norm(_convolve(maps, f"{name}_downsample_0", channels, 1, stride=stride), f"{name}_downsample_1")
-    maps = _relu(_norm(_convolve(maps, f"{name}_conv1", channels, 3, stride=stride), f"{name}_bn1"), f"{name}_relu1")
-    maps = _norm(_convolve(maps, f"{name}_conv2", channels, 3), f"{name}_bn2")
-    return _relu(layers.Add(name=f"{name}_add")([maps, shortcut]), f"{name}_relu2")
+        shortcut = _convolve(maps, channels, 1, (f"{name}_downsample_0", f"{name}_downsample_1"), stride=stride)
+    maps = _convolve(maps, channels, 3, (f"{name}_conv1", f"{name}_bn1", f"{name}_relu1"), stride=stride)
+    maps = _convolve(maps, channels, 3, (f"{name}_conv2", f"{name}_bn2"))
+    return layers.ReLU(name=f"{name}_relu2")(layers.Add(name=f"{name}_add")([maps, shortcut]))
 
 
 def shufflenet_v2(images: keras.KerasTensor) -> keras.KerasTensor:
     """ShuffleNetV2 x1.0 without its classifier: images (N, H, W, 3) → maps (N, ⌈H/32⌉, ⌈W/32⌉, 1024)."""
-    maps = _relu(_norm(_convolve(images, "conv1_0", 24, 3, stride=2), "conv1_1"), "conv1_relu")
-    maps = _max_pool(maps)
+    maps = _max_pool(_convolve(images, 24, 3, ("conv1_0", "conv1_1", "conv1_relu"), stride=2))
     for stage, channels, blocks in ((2, 116, 4), (3, 232, 8), (4, 464, 4)):
         for block in range(blocks):
             maps = _shuffle_unit(maps, channels // 2, 2 if block == 0 else 1, f"stage{stage}_{block}")
-    return _relu(_norm(_convolve(maps, "conv5_0", 1024, 1), "conv5_1"), "conv5_relu")
+    return _convolve(maps, 1024, 1, ("conv5_0", "conv5_1", "conv5_relu"))
 
 
 def _shuffle_unit(maps, channels, stride, name):
     """Half of the channels pass unchanged where the size stays; where it halves, both branches see all of them."""
+    first, second = f"{name}_branch1", f"{name}_branch2"
     if stride == 1:
         left, right = SplitChannels(name=f"{name}_split")(maps)
     else:
-        first, right = f"{name}_branch1", maps
-        left = _norm(_depthwise(maps, stride, f"{first}_0"), f"{first}_1")
-        left = _relu(_norm(_convolve(left, f"{first}_2", channels, 1), f"{first}_3"), f"{first}_relu")
-    second = f"{name}_branch2"
-    right = _relu(_norm(_convolve(right, f"{second}_0", channels, 1), f"{second}_1"), f"{second}_relu1")
-    right = _norm(_depthwise(right, stride, f"{second}_3"), f"{second}_4")
-    right = _relu(_norm(_convolve(right, f"{second}_5", channels, 1), f"{second}_6"), f"{second}_relu2")
+        left, right = _convolve(maps, None, 3, (f"{first}_0", f"{first}_1"), stride=stride), maps
+        left = _convolve(left, channels, 1, (f"{first}_2", f"{first}_3", f"{first}_relu"))
+    right = _convolve(right, channels, 1, (f"{second}_0", f"{second}_1", f"{second}_relu1"))
+    right = _convolve(right, None, 3, (f"{second}_3", f"{second}_4"), stride=stride)
+    right = _convolve(right, channels, 1, (f"{second}_5", f"{second}_6", f"{second}_relu2"))
     return ShuffleChannels(name=f"{name}_shuffle")(layers.Concatenate(name=f"{name}_concat")([left, right]))
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a ``.safetensors`` file, or of a ``.pth`` file if PyTorch is installed, by name.
-
-    Raises:
-        ValueError: not such a file, or PyTorch is needed and missing.
-    """
+    """The arrays of a ``.safetensors`` file, or of a ``.pth`` file if PyTorch is there, by name; else ValueError."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
@@ -155,11 +135,7 @@ def _read_safetensors(path):
 
 
 def assign_state_dict(network: keras.Model, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Fill the network with torchvision's weights; nothing is assigned unless all of them fit.
-
-    Raises:
-        ValueError: names the entries that are missing, unexpected, or of another shape.
-    """
+    """Fill the network with torchvision's weights; ValueError, and nothing is assigned, unless all of them fit."""
     variables = _variables(network)
     given = {name for name in state_dict if not name.endswith("num_batches_tracked")}
     wrong = [f"{name} is missing" for name in variables if name not in given]
