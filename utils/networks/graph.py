@@ -114,9 +114,8 @@ def receptive_fields(network: keras.Model) -> dict[str, tuple[float, int]]:
 def check_layers(network: keras.Model, names: Iterable[str]) -> None:
     """ValueError that lists the valid names unless all these layers give feature maps."""
     valid = map_layers(network)
-    for name in names:
-        if name not in valid:
-            raise ValueError(f"No layer of that name gives feature maps; choose one of {valid}. Received: {name!r}")
+    if unknown := [name for name in names if name not in valid]:
+        raise ValueError(f"No layer of that name gives feature maps; choose one of {valid}. Received: {unknown[0]!r}")
 
 
 def get_layer(network: keras.Model, name: str) -> keras.Layer:
