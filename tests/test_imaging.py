@@ -61,27 +61,6 @@ def test_read_image_applies_the_exif_orientation(tmp_path):
     assert np.abs(image.astype(int) - np.rot90(photo(), -1)).mean() < 5
 
 
-@pytest.mark.parametrize(
-    "name, options, copied",
-    [
-        ("a.jpeg", {}, "copy.jpg"), ("b.bmp", {}, "copy.bmp"), ("c.dat", {"format": "PNG"}, "copy.png"),
-        ("d.jpg", {"exif": {0x0112: 3}}, None), ("e.gif", {}, None), ("f.tif", {}, None),
-    ],
-)
-def test_write_upright_copies_what_everybody_reads_alike(tmp_path, name, options, copied):
-    if "exif" in options:
-        exif = Image.Exif()
-        exif.update(options["exif"])
-        options = {"exif": exif}
-    path = write(tmp_path / name, photo(), **options)
-    image = imaging.read_image(path)
-    copy = imaging.copy_or_reencode(path, image, tmp_path / "new" / "copy")
-    assert copy == tmp_path / "new" / (copied or "copy.jpg") and list(copy.parent.iterdir()) == [copy]
-    assert (copy.read_bytes() == path.read_bytes()) == bool(copied)
-    raw = cv2.imread(str(copy), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[..., ::-1]
-    assert np.abs(raw.astype(int) - image).mean() < 5
-
-
 def test_read_image_of_a_hundred_megapixels(tmp_path):
     path = write(tmp_path / "big.png", Image.new("1", (10000, 10000), 1))
     with warnings.catch_warnings():

@@ -5,7 +5,6 @@ Images are uint8 RGB (H, W, 3). OpenCV's BGR never leaves the function that read
 
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +13,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 # Suffixes treated as images. Files that Pillow cannot read are reported, never silently dropped.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".heic", ".avif"}
-COPIED = {"BMP": ".bmp", "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # by Pillow's name: what every tool reads
 EXPECTED = "expected uint8 RGB of shape (N, H, W, 3) or (H, W, 3)"
 
 
@@ -138,31 +136,6 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         raise ValueError(f"An image file must end in one of {', '.join(IMAGE_SUFFIXES)}. Received: {path}")
     with atomic_write(path) as draft:
         Image.fromarray(image).save(draft, Image.registered_extensions()[path.suffix.lower()], quality=95)
-
-
-def copy_or_reencode(path: Path, image: np.ndarray, stem: Path) -> Path:
-    """Copy an image file to ``stem`` with the suffix of its format, byte by byte, if every reader sees what we see.
-
-    A file that has to be turned, is an animation or has a rare format is written as a new JPEG instead.
-
-    Args:
-        path: the file.
-        image: what `read_image` read of it.
-
-    Returns:
-        The path of the copy; it appears as a whole or not.
-    """
-    with warnings.catch_warnings(), Image.open(path) as opened:
-        warnings.simplefilter("ignore")  # as in read_image
-        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        suffix = None if turned or getattr(opened, "n_frames", 1) > 1 else COPIED.get(opened.format)
-    copy = stem.with_name(stem.name + (suffix or ".jpg"))
-    if suffix:
-        with atomic_write(copy) as draft:
-            shutil.copyfile(path, draft)
-    else:
-        write_image(copy, image)
-    return copy
 
 
 def check_images(images: np.ndarray) -> np.ndarray:

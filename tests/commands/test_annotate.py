@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from samples import photo, write
 
 from utils import imaging, runtime
 from utils.__main__ import main
@@ -261,7 +262,7 @@ class Steps:
 
     def __init__(self, monkeypatch, stop_at=None):
         self.n, self.stop_at = 0, stop_at
-        for module, name in ((os, "replace"), (annotate, "find"), (imaging, "copy_or_reencode"), (json, "dumps")):
+        for module, name in ((os, "replace"), (annotate, "find"), (annotate, "copy_or_reencode"), (json, "dumps")):
             monkeypatch.setattr(module, name, self.counted(getattr(module, name)))
 
     def counted(self, function):
@@ -369,3 +370,24 @@ def test_the_command_line(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "kept 1 of 2 images; 1 rejected, see" in printed and "images per second" in printed
     assert main(["annotate", str(tmp_path / "text.png"), "--out", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize(
+    "name, options, copied",
+    [
+        ("a.jpeg", {}, "copy.jpg"), ("b.bmp", {}, "copy.bmp"), ("c.dat", {"format": "PNG"}, "copy.png"),
+        ("d.jpg", {"exif": {0x0112: 3}}, None), ("e.gif", {}, None), ("f.tif", {}, None),
+    ],
+)
+def test_what_everybody_reads_alike_is_copied_byte_by_byte(tmp_path, name, options, copied):
+    if "exif" in options:
+        exif = Image.Exif()
+        exif.update(options["exif"])
+        options = {"exif": exif}
+    path = write(tmp_path / name, photo(), **options)
+    image = imaging.read_image(path)
+    copy = annotate.copy_or_reencode(path, image, tmp_path / "new" / "copy")
+    assert copy == tmp_path / "new" / (copied or "copy.jpg") and list(copy.parent.iterdir()) == [copy]
+    assert (copy.read_bytes() == path.read_bytes()) == bool(copied)
+    raw = cv2.imread(str(copy), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[..., ::-1]
+    assert np.abs(raw.astype(int) - image).mean() < 5

@@ -12,12 +12,15 @@ beside it, so an interrupted run resumes and ends in the same files. Needs no Te
 import argparse
 import json
 import os
+import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import ExifTags, Image
 
 from utils import heatmap, imaging
 from utils.commands import annotation_files, common
@@ -26,6 +29,7 @@ from utils.commands.common import option
 from utils.runtime import Explainer
 
 JOURNAL = "journal.jsonl"
+COPIED = {"BMP": ".bmp", "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # by Pillow's name: what every tool reads
 
 
 def _threshold(text):
@@ -210,7 +214,7 @@ def _annotate(path, name, record, *, explainer, settings, out):
     found = find(image, explainer, settings)
     seconds = time.perf_counter() - start
     if "reason" not in found:
-        found["image"] = imaging.copy_or_reencode(path, image, out / IMAGES / name).name
+        found["image"] = copy_or_reencode(path, image, out / IMAGES / name).name
     return source | found, seconds
 
 
@@ -254,3 +258,28 @@ def _scale(corners, scale, size):
     low, high = np.round(np.reshape(corners, (2, 2)) * scale).astype(int)
     low = np.minimum(low, np.subtract(size, 1))
     return [*low.tolist(), *np.maximum(high, low + 1).tolist()]
+
+
+def copy_or_reencode(path: Path, image: np.ndarray, stem: Path) -> Path:
+    """Copy an image file to ``stem`` with the suffix of its format, byte by byte, if every reader sees what we see.
+
+    A file that has to be turned, is an animation or has a rare format is written as a new JPEG instead.
+
+    Args:
+        path: the file.
+        image: what `imaging.read_image` read of it.
+
+    Returns:
+        The path of the copy; it appears as a whole or not.
+    """
+    with warnings.catch_warnings(), Image.open(path) as opened:
+        warnings.simplefilter("ignore")  # as in imaging.read_image
+        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        suffix = None if turned or getattr(opened, "n_frames", 1) > 1 else COPIED.get(opened.format)
+    copy = stem.with_name(stem.name + (suffix or ".jpg"))
+    if suffix:
+        with imaging.atomic_write(copy) as draft:
+            shutil.copyfile(path, draft)
+    else:
+        imaging.write_image(copy, image)
+    return copy
