@@ -5,6 +5,7 @@ import pytest
 from samples import GREEN, RED, photo
 
 from utils import augment, data
+from utils.render import camera
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_without_strength_an_image_is_at_most_mirrored(hand, rng):
 
 def test_at_full_strength_nothing_of_the_old_background_is_left(hand, rng, monkeypatch):
     monkeypatch.setattr(augment, "SAME_BLURRED", 0)
-    monkeypatch.setattr(augment, "CAMERA", 0)
+    monkeypatch.setattr(camera, "CHANCE", 0)
     image, mask = hand
     image[~mask], image[mask] = (255, 0, 0), (0, 255, 0)
     blue = np.full((1, 40, 40, 3), (0, 0, 255), np.uint8)
@@ -39,7 +40,7 @@ def test_at_full_strength_nothing_of_the_old_background_is_left(hand, rng, monke
 def test_an_image_without_a_mask_keeps_its_background(hand, rng, monkeypatch):
     image = np.full((40, 40, 3), 100, np.uint8)
     blue = np.full((1, 40, 40, 3), (0, 0, 255), np.uint8)
-    monkeypatch.setattr(augment, "CAMERA", 0)
+    monkeypatch.setattr(camera, "CHANCE", 0)
     result = augment.augment(image, None, backgrounds=blue, rng=rng)
     assert np.ptp(result, axis=(0, 1)).max() == 0 and result.mean() > 40
 
@@ -56,7 +57,7 @@ def test_now_and_then_the_background_is_the_blurred_picture_itself(hand, rng, mo
 
 @pytest.mark.parametrize("strength", [1.0, 0.2])
 def test_nothing_is_left_of_a_hidden_object(hand, rng, monkeypatch, strength):
-    monkeypatch.setattr(augment, "CAMERA", 0)
+    monkeypatch.setattr(camera, "CHANCE", 0)
     monkeypatch.setattr(augment.imaging, "blur_away", np.zeros_like)
     image, mask = hand
     image[~mask], image[mask] = 40, 240
@@ -78,7 +79,7 @@ def test_a_mask_of_everything_keeps_the_background(hand, rng):
 
 
 def test_an_empty_mask_gives_a_background(hand, rng, monkeypatch):
-    monkeypatch.setattr(augment, "CAMERA", 0)
+    monkeypatch.setattr(camera, "CHANCE", 0)
     image, mask = hand
     grey = np.full((1, 40, 40, 3), 128, np.uint8)
     result = augment.augment(image, mask & False, backgrounds=grey, rng=rng)

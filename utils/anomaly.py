@@ -73,27 +73,25 @@ class AnomalyDetector:
     ) -> "AnomalyDetector":
         """Learn what is normal.
 
-        Seeds and deterministic kernels are set for the whole process (`repro.seed_everything`). Ctrl-C ends the
-        training early and goes on with what was learnt; ``meta["interrupted"]`` tells.
+        Sets seeds and deterministic kernels for the whole process (`repro.seed_everything`). Ctrl-C ends the training
+        early and goes on with what was learnt; ``meta["interrupted"]`` tells.
 
         Args:
-            normal_images: uint8 RGB (N, H, W, 3), or a list of (H, W, 3) of any sizes; at least 2, 20 are enough for an
-                answer, 200 are better. A defective one among them does no great harm.
+            normal_images: uint8 RGB (N, H, W, 3), or a list of (H, W, 3) of any sizes; at least 2, better 200. A
+                defective one among them does no great harm.
             weights: None trains a small network from scratch; "imagenet" or a weights file takes MobileNetV2 as it is
-                and trains only what is behind it: for photos, above all for few.
+                and trains only what is behind it: better for photos.
             image_size: S the network works at; None: 96 from scratch, 224 with weights.
             steps: of the training; None: 400 from scratch, 150 with weights.
             false_positives: share of normal images that may be called anomalous.
-            progress: called after every tenth of the training with done and total (steps), loss, seconds and
-                seconds_left.
+            progress: called after every tenth of the training, as of `repro.pace`, with the loss.
 
         Raises:
             ValueError: fewer than two images, what is no image, or settings out of range.
             FileNotFoundError: no such weights.
 
         Example:
-            >>> rng = np.random.default_rng(0)
-            >>> normal = rng.integers(90, 110, (4, 32, 32, 3)).astype(np.uint8)
+            >>> normal = np.random.default_rng(0).integers(90, 110, (4, 32, 32, 3)).astype(np.uint8)
             >>> detector = AnomalyDetector.fit(normal, image_size=32, steps=1)
             >>> detector.explain(normal).heatmaps.shape
             (4, 32, 32)
@@ -127,11 +125,7 @@ class AnomalyDetector:
         return self.core.inputs[0].shape[1:3]
 
     def explain(self, images: np.ndarray, batch_size: int = 32) -> AnomalyResult:
-        """Score, verdict and heat map of each image, from forward passes only.
-
-        Args:
-            images: uint8 RGB (N, H, W, 3) or (H, W, 3), any size.
-        """
+        """Score, verdict and heat map of each image, uint8 RGB (N, H, W, 3) or (H, W, 3) of any size."""
         images = imaging.check_images(images)
         scores, maps = networks.forward(self.network, imaging.resize(images, *self.input_size), batch_size=batch_size)
         return AnomalyResult(scores, imaging.resize(maps, *images.shape[1:3]))
@@ -149,11 +143,7 @@ class AnomalyDetector:
         return arcface.with_prototypes(embedding, self.arrays["class_prototypes"])
 
     def save(self, folder: str | os.PathLike, **info) -> None:
-        """Write the detector into the folder (made if need be); see `model_folder.write`.
-
-        Args:
-            info: more for ``meta.json``; must be JSON.
-        """
+        """Write the detector into the folder (made if need be), and ``info``, as JSON, into its ``meta.json``."""
         meta = self.meta | info | {"format": FORMAT, "kind": "anomaly", "versions": repro.versions()}
         self.meta = model_folder.write(folder, {
             WEIGHTS_FILE: self.core.save_weights, ARRAYS_FILE: lambda file: np.savez(file, **self.arrays)

@@ -27,12 +27,6 @@ EXTENT = (0.4, 1.2)  # of the image's side: the longer side of an object that is
 GAIN = 0.3  # brightness, relative, either way
 TINT = 0.08  # colour cast, relative, standard deviation
 GAMMA = 0.5  # of its logarithm, either way
-CAMERA = 0.3  # probability of each: blur, noise, JPEG, and a patch that hides a part
-BLUR = (0.005, 0.015)  # standard deviation, of the image's side, of one blur in two
-MOTION = (0.01, 0.06)  # of the image's side, either way, in the other
-NOISE = (2.0, 12.0)  # standard deviation, of 255
-JPEG = (20, 80)  # quality
-PATCH = (0.1, 0.35)  # side, of the image's side
 SAME_BLURRED = 0.35  # probability that a part of the object is left in the picture and all else blurred away
 WIDER = (0.0, 0.1)  # of the image's side: how far about a hidden object all is blurred away
 LEFT = (0.4, 0.9)  # of the width and height of an object, what is left then
@@ -79,7 +73,7 @@ def augment(
     if hidden and known:
         image = replace_background(imaging.blur_away(image), _about(mask, rng), image)
     image = _relight(image, rng, strength)
-    return _photograph(image, backgrounds, rng, strength).astype(np.float32)
+    return camera.spoil(image, backgrounds, rng=rng, strength=strength).astype(np.float32)
 
 
 def replace_background(image: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -211,23 +205,3 @@ def _relight(image, rng, strength):
     gamma = math.exp(strength * GAMMA * rng.uniform(-1, 1))
     curve = 255 * (np.arange(256)[:, None] / 255) ** gamma * gain  # (256, 3)
     return cv2.LUT(image, np.clip(curve, 0, 255).round().astype(np.uint8)[None])
-
-
-def _photograph(image, backgrounds, rng, strength):
-    """Blur or motion, noise, JPEG and a patch before the camera, each now and then: uint8 (S, S, 3)."""
-    side = len(image)
-    blur, noise, jpeg, patch = rng.random(4) < strength * CAMERA
-    if patch:
-        width, height = (side * rng.uniform(*PATCH, 2)).astype(int)
-        x, y = rng.integers(0, (side - width, side - height))
-        other = backgrounds[rng.integers(len(backgrounds))]
-        image[y : y + height, x : x + width] = other[y : y + height, x : x + width]
-    if blur and rng.random() < 0.5:
-        image = cv2.GaussianBlur(image, (0, 0), side * rng.uniform(*BLUR))
-    elif blur:
-        image = camera.motion_blur(image, side * rng.uniform(*MOTION), rng.uniform(0, math.pi))
-    if noise:
-        image = np.clip(camera.add_noise(image, rng.uniform(*NOISE), rng), 0, 255).astype(np.uint8)
-    if jpeg:
-        image = camera.jpeg(image, int(rng.integers(*JPEG)))
-    return image

@@ -170,11 +170,7 @@ class FasterGradCAM:
         return self.network.inputs[0].shape[1:3]
 
     def explain(self, images: np.ndarray, batch_size: int = 128) -> Explanation:
-        """Label and heat map of each image, from forward passes only.
-
-        Args:
-            images: uint8 RGB (N, H, W, 3) or (H, W, 3), any size.
-        """
+        """Label and heat map of each image, uint8 RGB (N, H, W, 3) or (H, W, 3) of any size; forward passes only."""
         images = imaging.check_images(images)
         height, width = images.shape[1:3]
         resized = imaging.resize(images, *self.input_size)
@@ -215,10 +211,9 @@ class FasterGradCAM:
         return arcface.with_prototypes(embedding, self.prototypes)
 
     def save(self, folder: str | os.PathLike, **info) -> None:
-        """Write network, clusters and ``meta.json`` into the folder (made if need be); see `model_folder.write`.
+        """Write network, clusters and ``meta.json`` into the folder (made if need be).
 
-        Args:
-            info: more for ``meta.json``, such as the measured accuracy; must be JSON.
+        ``info`` goes into ``meta.json``, such as the measured accuracy; it must be JSON.
         """
         spec = self.network.spec
         arrays = {

@@ -52,11 +52,7 @@ def compare_times(runs: dict[str, Callable[[], object]], rounds: int = 9) -> dic
 
 
 def pace(done: int, total: int, start: float) -> dict:
-    """How far a loop has come, for ``progress``: done, total, and the seconds since ``start`` and still to go.
-
-    Args:
-        start: `time.perf_counter` when the loop began.
-    """
+    """For ``progress``: how far a loop has come that began at ``start`` (`time.perf_counter`), seconds gone and left."""
     seconds = time.perf_counter() - start
     return {"done": done, "total": total, "seconds": seconds, "seconds_left": seconds / done * (total - done)}
 

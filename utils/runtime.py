@@ -105,11 +105,7 @@ class Explainer:
     """
 
     def __init__(self, path: str | os.PathLike, num_threads: int = 2):
-        """Load the file.
-
-        Args:
-            path: an ``explainer.tflite`` or ``explainer_int8.tflite``.
-            num_threads: CPU threads of the network.
+        """Load an ``explainer.tflite`` or ``explainer_int8.tflite``; num_threads: CPU threads of the network.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -131,11 +127,7 @@ class Explainer:
         self._outputs = [details[name]["index"] for name in OUTPUTS[self.kind]]
 
     def explain(self, images: np.ndarray) -> Explanation | AnomalyResult:
-        """Label (or anomaly score) and heat map of each image, one pass through the graph per image.
-
-        Args:
-            images: uint8 RGB (N, H, W, 3) or (H, W, 3), any size.
-        """
+        """Label (or anomaly score) and heat map of each image, uint8 RGB (N, H, W, 3) or (H, W, 3) of any size."""
         images = imaging.check_images(images)
         height, width = images.shape[1:3]
         self.network_seconds = 0.0

@@ -10,6 +10,13 @@ from statistics import NormalDist
 import cv2
 import numpy as np
 
+# Of `spoil`.
+CHANCE = 0.3  # probability of each effect at full strength
+BLUR = (0.005, 0.015)  # standard deviation, of the image's side, of one blur in two
+MOTION = (0.01, 0.06)  # of the image's side, either way, in the other
+NOISE = (2.0, 12.0)  # standard deviation, of 255
+JPEG = (20, 80)  # quality
+PATCH = (0.1, 0.35)  # side, of the image's side
 GAUSSIAN = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)  # of a random byte
 
 
@@ -60,3 +67,23 @@ def photograph(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     words = rng.integers(0, 2**64 - 1, picture.size // 8 + 1, np.uint64, endpoint=True)
     grain = words.view(np.uint8)[: picture.size].reshape(picture.shape)
     return cv2.add(picture, cv2.LUT(grain, GAUSSIAN[None] * rng.uniform(0, 7)), dtype=cv2.CV_8U).reshape(size, size, 3)
+
+
+def spoil(image: np.ndarray, backgrounds: np.ndarray, *, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Blur or motion, noise, JPEG and a patch in front of the camera, each now and then: uint8 (S, S, 3)."""
+    side = len(image)
+    blurred, noisy, compressed, covered = rng.random(4) < strength * CHANCE
+    if covered:
+        width, height = (side * rng.uniform(*PATCH, 2)).astype(int)
+        x, y = rng.integers(0, (side - width, side - height))
+        other = backgrounds[rng.integers(len(backgrounds))]
+        image[y : y + height, x : x + width] = other[y : y + height, x : x + width]
+    if blurred and rng.random() < 0.5:
+        image = cv2.GaussianBlur(image, (0, 0), side * rng.uniform(*BLUR))
+    elif blurred:
+        image = motion_blur(image, side * rng.uniform(*MOTION), rng.uniform(0, math.pi))
+    if noisy:
+        image = np.clip(add_noise(image, rng.uniform(*NOISE), rng), 0, 255).astype(np.uint8)
+    if compressed:
+        image = jpeg(image, int(rng.integers(*JPEG)))
+    return image

@@ -198,4 +198,5 @@ def take_view(hand: Hand, gesture: str, rng: np.random.Generator, *, width: int,
     seen[..., :2] = seen[..., :2] * to_pixels + origin
     lines = [look(np.array(line, float) @ turn)[:, :2] * to_pixels + origin for line in PALM_LINES]
     back = np.concatenate([np.tile(BACK @ turn, (len(arm_part), 1)), hand.back @ turn])
-    return View(seen, back, np.concatenate([arm_part, hand.part]), lines, scale)
+    part = np.concatenate([arm_part, hand.part])
+    return View(ends=seen, back=back, part=part, palm_lines=lines, scale=scale)
