@@ -52,7 +52,7 @@ def compare_times(runs: dict[str, Callable[[], object]], rounds: int = 9) -> dic
 
 
 def pace(done: int, total: int, start: float) -> dict:
-    """For ``progress``: how far a loop has come that began at ``start`` (`time.perf_counter`), seconds gone and left."""
+    """For ``progress``: how far a loop is that began at ``start`` (`time.perf_counter`), seconds gone and left."""
     seconds = time.perf_counter() - start
     return {"done": done, "total": total, "seconds": seconds, "seconds_left": seconds / done * (total - done)}
 
