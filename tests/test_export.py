@@ -92,13 +92,9 @@ def test_none_has_no_cluster_and_a_map_of_zeros(float_file):
 
 def test_no_positive_evidence_is_a_map_of_zeros(faster, tmp_path):
     negative = FasterGradCAM(
-        faster.network,
-        CLASSES,
-        prototypes=faster.prototypes,
-        clusters=replace(faster.clusters, mean_weights=-np.abs(faster.clusters.mean_weights)),
-        contrast=None,
-        detail_weights=faster.detail_weights,
-        meta=faster.meta,
+        faster.network, CLASSES, prototypes=faster.prototypes,
+        clusters=replace(faster.clusters, mean_weights=-np.abs(faster.clusters.mean_weights)), contrast=None,
+        detail_weights=faster.detail_weights, meta=faster.meta,
     )
     result = runtime.Explainer(export.export_float(negative, tmp_path / "negative.tflite")).explain(images(30, 30))
     assert not result.heatmaps.any()

@@ -34,7 +34,7 @@ def test_no_fold_trains_on_what_it_is_tested_on(monkeypatch):
 
 def result(n_images, accuracy, **measures):
     return {"n_images": n_images, "accuracy": accuracy, "own": "clusters, contrast",
-            "measures": {"clusters, contrast": measures}}  # fmt: skip
+            "measures": {"clusters, contrast": measures}}
 
 
 def test_pooling_weighs_by_the_number_of_images():

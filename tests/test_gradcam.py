@@ -384,9 +384,7 @@ def test_evidence_against_only_gives_zeros(method):
 
 @pytest.mark.parametrize("method", ["gradcam", "layercam", "hirescam", "xgradcam"])
 def test_a_score_of_twice_the_size_gives_twice_the_raw_map(method):
-    once, twice = (
-        gradcam.explain(linear_network(f * GRADIENTS), MAPS, method=method, normalise=False) for f in (1, 2)
-    )
+    once, twice = (gradcam.explain(linear_network(f * GRADIENTS), MAPS, method=method, normalise=False) for f in (1, 2))
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
 
 

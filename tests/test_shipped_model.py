@@ -58,7 +58,7 @@ def test_the_folder_is_small_and_has_a_card():
     assert set(files) == {
         "MODEL_CARD.md", "explainer.tflite", "explainer_int8.tflite", "faster_gradcam.npz", "meta.json",
         "network.weights.h5",
-    }  # fmt: skip
+    }
     assert files["explainer_int8.tflite"] <= 0.35 * files["explainer.tflite"]
     assert str(DEFAULT_MODEL.parents[2]) not in (DEFAULT_MODEL / "meta.json").read_text()
 

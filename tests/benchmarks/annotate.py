@@ -58,7 +58,7 @@ def report(name, parts):
         f"{name}: kept {len(boxes) / n:.3f} of {n} images; mean IoU {boxes.mean():.3f} (quartiles "
         f"{np.percentile(boxes, 25):.2f} {np.percentile(boxes, 75):.2f}), centre box {centre.mean():.3f}; "
         f"labels right {np.mean(right):.3f}", flush=True,
-    )  # fmt: skip
+    )
 
 
 def judge_boxes(options, settings):
@@ -102,7 +102,7 @@ class KerasVis:
         heat = self.cam(
             CategoricalScore(labels.tolist()), images.astype(np.float32), penultimate_layer=self.layer,
             seek_penultimate_conv_layer=False,
-        )  # fmt: skip
+        )
         return runtime.Explanation(labels, self.class_names, scores, heat, np.zeros(1, int), scores)
 
 

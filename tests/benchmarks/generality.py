@@ -100,7 +100,7 @@ def paste(dataset, backgrounds, rng):
     chosen = backgrounds[rng.integers(len(backgrounds), size=len(dataset.images))]
     return np.stack([
         augment.replace_background(*parts) for parts in zip(dataset.images, dataset.masks, chosen, strict=True)
-    ])  # fmt: skip
+    ])
 
 
 def on_many_backgrounds(faster, dataset, unseen, backgrounds, rng):
@@ -153,7 +153,7 @@ def judge(faster, dataset, unseen, folders):
         "backgrounds called none": blank.mean(), "tones": by_tone(faster),
         "shuffled": np.nanmean(shuffled),
         **{Path(folder).name: on_photos(faster, folder) for folder in folders},
-    }  # fmt: skip
+    }
 
 
 def mean(parts, counts):

@@ -33,9 +33,7 @@ SIZES = ((96, 96), (224, 224))
 OURS = "LiteRT float32 explain"
 # Inverted residual blocks of MobileNetV2 at output stride 8: expansion, channels, blocks, stride, dilation. Of the last
 # only the expansion is there: it is block 13, where the shipped network ends.
-BLOCKS = (
-    (1, 16, 1, 1, 1), (6, 24, 2, 2, 1), (6, 32, 3, 2, 1), (6, 64, 4, 1, 2), (6, 96, 3, 1, 2), (6, 160, 1, 1, 4),
-)  # fmt: skip
+BLOCKS = ((1, 16, 1, 1, 1), (6, 24, 2, 2, 1), (6, 32, 3, 2, 1), (6, 64, 4, 1, 2), (6, 96, 3, 1, 2), (6, 160, 1, 1, 4))
 LAST_LAYER = "block_13_expand_relu"
 SAME_NETWORK = ("tf-keras-vis", "xplique")  # and a heat map that can be compared: tf-explain returns a picture
 
@@ -94,7 +92,7 @@ def torchcam(classifier, layer, image, label):
 PEERS = {
     "tf-keras-vis": tf_keras_vis, "xplique": xplique, "tf-explain": tf_explain, "pytorch-grad-cam": pytorch_grad_cam,
     "captum": captum, "torchcam": torchcam,
-}  # fmt: skip
+}
 
 
 def torch_network(classifier, image):
@@ -133,7 +131,7 @@ def torch_network(classifier, image):
         convolution(3, 32, 3, 2), *blocks[:-1], blocks[-1].expand, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(576, spec.embedding_size, bias=False),
         nn.Linear(spec.embedding_size, classifier.output_shape[-1], bias=False),
-    ).eval()  # fmt: skip
+    ).eval()
     n_parameters = sum(p.numel() for p in network.parameters())
     if n_parameters != sum(int(np.prod(w.shape)) for w in classifier.weights if "moving" not in w.path):
         raise ValueError("the torch network has another number of parameters")
@@ -163,16 +161,14 @@ def measure(faster, rounds):
             absent.append(f"{name}: does not run, {type(error).__name__}: {str(error).splitlines()[0]}")
         else:
             runs[name] = call
-    seconds = {
-        name: np.percentile(values, (25, 50, 75)) for name, values in timing.time_in_turn(runs, rounds).items()
-    }
+    seconds = {name: np.percentile(values, (25, 50, 75)) for name, values in timing.time_in_turn(runs, rounds).items()}
     rows = []
     for name, (lower, median, upper) in seconds.items():
         same = name in SAME_NETWORK and np.corrcoef(np.ravel(runs[name]()), exact.ravel())[0, 1]
         rows.append([
             name, f"{median * 1000:.2f}", f"{lower * 1000:.2f}–{upper * 1000:.2f}", f"{median / seconds[OURS][1]:.1f}",
             f"{same:.2f}" if same else "",
-        ])  # fmt: skip
+        ])
     height, width = faster.input_size
     header = [f"{height}x{width}", "milliseconds", "quartiles", f"/ {OURS}", "correlation"]
     print(*report.markdown(header, rows), *absent, "", sep="\n", flush=True)

@@ -70,7 +70,7 @@ def photos(tmp_path):
         "a.png": picture(("red", 12, 6, 30, 24)), "b.png": picture(("green", 3, 2, 18, 24), ("green", 36, 30, 66, 46)),
         "dark.png": picture(), "unsure.png": picture(("red", 12, 6, 30, 24), level=100),
         "cross.png": picture(("red", 0, 22, 72, 24), ("red", 36, 0, 39, 48)),
-    }.items():  # fmt: skip
+    }.items():
         imaging.write_image(folder / name, image)
     (folder / "text.jpg").write_text("not an image")
     (folder / "empty.jpg").touch()
@@ -97,14 +97,14 @@ def corners(out, name):
     """The boxes that VOC, COCO and YOLO state for one image, half open, in pixels."""
     root = ElementTree.parse(out / f"Annotations/{name}.xml").getroot()
     voc = [[int(item.find(f"bndbox/{tag}").text) for tag in ("xmin", "ymin", "xmax", "ymax")]
-           for item in root.iter("object")]  # fmt: skip
+           for item in root.iter("object")]
     coco = json.loads((out / annotate.COCO).read_text())
     image = next(image for image in coco["images"] if Path(image["file_name"]).stem == name)
     boxes = [item["bbox"] for item in coco["annotations"] if item["image_id"] == image["id"]]
     lines = [[float(x) for x in line.split()[1:]] for line in (out / f"labels/{name}.txt").read_text().splitlines()]
     size = np.array([image["width"], image["height"]])
     yolo = [[*(np.array(v[:2]) - np.array(v[2:]) / 2) * size, *(np.array(v[:2]) + np.array(v[2:]) / 2) * size]
-            for v in lines]  # fmt: skip
+            for v in lines]
     return np.array(voc) - [1, 1, 0, 0], np.array([[x, y, x + w, y + h] for x, y, w, h in boxes]), np.array(yolo)
 
 
@@ -134,7 +134,7 @@ def test_each_rejected_image_has_its_reason(fake, photos, tmp_path):
         "empty.jpg": f"Cannot read {photos / 'empty.jpg'}: the file is empty (0 bytes).",
         "text.jpg": f"Cannot read {photos / 'text.jpg'}: it is not an image in a known format.",
         "unsure.png": "The confidence is 0.478, below 0.6.",
-    }  # fmt: skip
+    }
     run(photos, tmp_path / "lax", min_iou=0, min_confidence=0.4, min_area=0.2)
     assert reasons(tmp_path / "lax")["a.png"] == "No hot region covers 0.2 of the image."
     assert not {"cross.png", "unsure.png"} & {name for name, why in reasons(tmp_path / "lax").items() if "IoU" in why}
@@ -357,7 +357,7 @@ def test_a_photo_that_changed_is_looked_at_again(fake, photos, tmp_path):
         (["--min-confidence", "nan"], "must lie in 0..1"),
         (["--model", "nowhere"], "no explainer file"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, capsys):
     assert main(["annotate", str(HANDS / "gu"), "--out", str(tmp_path / "out"), *arguments]) == 2
     assert sentence in capsys.readouterr().err and not list(tmp_path.iterdir())

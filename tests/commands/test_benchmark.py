@@ -20,7 +20,7 @@ def configuration(size=(96, 96), threads=1, batch_size=1):
     return {
         "image_size": list(size), "threads": threads, "batch_size": batch_size, "milliseconds": milliseconds,
         "ratios": timing.ratios(milliseconds),
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_each_way_is_compared_with_its_own_forward_pass_and_with_exact_gradcam()
     assert configuration()["ratios"] == {
         "Keras explain / forward": 2.0, "LiteRT float32 explain / forward": 1.25, "LiteRT int8 explain / forward": 1.25,
         "exact / Keras explain": 1.5, "exact / LiteRT float32 explain": 6.0, "exact / LiteRT int8 explain": 24.0,
-    }  # fmt: skip
+    }
 
 
 def test_functions_take_turns_and_the_first_call_of_a_turn_does_not_count(monkeypatch):

@@ -151,7 +151,7 @@ def test_every_frame_of_a_video_in_order_and_no_window(video, explainer, capsys,
     assert line.pop("fps") > 0 and line.pop("seconds") >= 0
     assert line == {
         "frames": 40, "skipped": 0, "network_ms": 1.5, "label": "bright", "score": 0.75, "box": [16, 12, 32, 24],
-    }  # fmt: skip
+    }
 
 
 def test_a_line_a_second(video, explainer, clock, capsys, monkeypatch):

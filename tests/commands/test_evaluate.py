@@ -7,7 +7,7 @@ from utils.commands import comparison
 
 def result(n_images, accuracy, **measures):
     return {"n_images": n_images, "accuracy": accuracy, "own": "clusters, contrast",
-            "measures": {"clusters, contrast": measures}}  # fmt: skip
+            "measures": {"clusters, contrast": measures}}
 
 
 def test_the_mean_leaves_out_what_is_not_defined():

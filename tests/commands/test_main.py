@@ -19,7 +19,7 @@ from utils.commands.common import DEFAULT_MODEL
 TINY = [
     "--weights", "none", "--image-size", "32", "--alpha", "0.35", "--embedding-size", "8", "--steps", "2",
     "--batch-size", "4",
-]  # fmt: skip
+]
 HANDS = DEFAULT_MODEL.parents[1] / "hands"
 SYNTHETIC = ["--n-images", "12", "--data", "synthetic"]
 
@@ -123,7 +123,7 @@ def test_export_without_images_to_calibrate_on_writes_nothing(trained, tmp_path,
 
 def test_explaining_files_and_folders(model, photos, tmp_path, capsys):
     assert main(["explain", str(photos / "cat"), str(photos / "dog" / "1.png"), "--model", str(model),
-                 "--out", str(tmp_path / "out")]) == 0  # fmt: skip
+                 "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and all(line.split("\t")[1] in ("cat", "dog", "none") for line in lines)
     written = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -423,7 +423,7 @@ def test_every_control_has_a_name_and_its_turn(tab):
         node["name"]["value"] for node in tab.call("Accessibility.getFullAXTree")["nodes"]
         if any(p["name"] == "focusable" and p["value"]["value"] for p in node.get("properties", []))
         and node["role"]["value"] != "RootWebArea"
-    }  # fmt: skip
+    }
     names -= {"Front camera", "Back camera"}
     assert names == {"Start the camera", "Choose a picture", "Camera", "Heat map", "Opacity", "Mirror", "Box"}
     tab.run("document.getElementById('start').focus()")

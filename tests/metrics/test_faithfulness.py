@@ -10,7 +10,7 @@ from utils.runtime import Explanation
 MEASURES = (
     faithfulness.keep_and_delete, faithfulness.insertion_auc, faithfulness.deletion_auc, faithfulness.road,
     faithfulness.drop_and_increase,
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_probabilities_are_the_softmax_of_scaled_cosines():
 def test_bad_input_is_named(measure, halves):
     heat, ids = half_maps(True, False), np.array([0, 1])
     for bad in ((halves[:1], heat, ids), (halves, heat[:, :2], ids), (halves, heat, ids[:1]), (halves, heat, ids + 1),
-                (halves, heat, ids / 2)):  # fmt: skip
+                (halves, heat, ids / 2)):
         with pytest.raises(ValueError, match="Received: "):
             measure(brighter_side, *bad)
     with pytest.raises(ValueError, match="finite"):

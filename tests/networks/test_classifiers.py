@@ -203,7 +203,7 @@ def test_keras_own_class_names(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, image_size", [("lenet", None), ("inception_v3", 74), ("vgg16", (224, 32)), *[
     ("resnet18", size) for size in ("64", 64.0, (64,), (64, 64, 3))
-]])  # fmt: skip
+]])
 def test_what_cannot_be_built(name, image_size):
     with pytest.raises(ValueError, match="Received: "):
         classifiers.build(name, image_size=image_size)

@@ -156,8 +156,7 @@ def test_the_real_imagenet_weights_load(imagenet_weights):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"backbone": "lenet"}, {"output_stride": 4}, {"image_size": 8}, {"alpha": 0}, {"embedding_size": 0}],
+    "change", [{"backbone": "lenet"}, {"output_stride": 4}, {"image_size": 8}, {"alpha": 0}, {"embedding_size": 0}]
 )
 def test_specs_that_cannot_be_built(change):
     with pytest.raises(ValueError, match="Received: "):
@@ -185,7 +184,7 @@ def test_receptive_fields_by_hand():
     fields = networks.receptive_fields(keras.Model(inputs, z))
     assert fields == {
         "a": (3, 2), "b": (11, 2), "c": (13, 2), "d": (13, 2), "f": (float("inf"), 2), "e": (float("inf"), 2)
-    }  # fmt: skip
+    }
 
 
 def test_receptive_field_is_where_the_gradient_is_not_zero():

@@ -287,8 +287,7 @@ def test_unknown_gesture(gesture):
 def test_bad_size(size):
     for call in (
         lambda: hands.render_hand("gu", np.random.default_rng(0), image_size=size),
-        lambda: hands.render_hands(["gu"], size),
-        lambda: hands.render_background(np.random.default_rng(0), size),
+        lambda: hands.render_hands(["gu"], size), lambda: hands.render_background(np.random.default_rng(0), size),
     ):
         with pytest.raises(ValueError, match="Received: "):
             call()

@@ -51,7 +51,7 @@ class Settings:
     threshold: float | str = option(
         "otsu", "a box surrounds what is hotter: a share of the maximum, otsu, or p75 for the 75th percentile",
         type=_threshold, metavar="T", group="boxes",
-    )  # fmt: skip
+    )
     n_boxes: int = option(1, "maximum number of boxes per image", flag="--boxes", group="boxes")
     min_area: float = option(0.01, "smallest hot region that gets a box, as a share of the image", group="boxes")
     min_iou: float = option(0.3, "lowest overlap (IoU) of hot pixels and boxes, 0..1", group="which images are kept")
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_examples(
         parser, "my_photos/cat my_photos/dog --model my_model --out dataset",
         "photos --boxes 3 --threshold p75 --format coco --out dataset",
-    )  # fmt: skip
+    )
     common.add_shared(parser, ["images", "--model", "--int8", "--threads"])
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder, or that of an interrupted run, to resume"
@@ -94,7 +94,7 @@ def main(options) -> int:
         done = run(
             files, common.model_file(options), options.out, settings=settings, formats=options.format,
             num_threads=options.threads, force=options.force, progress=lambda entry: bar.update(entry["done"] - bar.n),
-        )  # fmt: skip
+        )
     print(f"kept {done.kept} of {len(files)} images; {done.rejected} rejected, see {options.out / REJECTED}")
     if done.explained:
         rate, rate_alone = (done.explained / max(value, 1e-9) for value in (done.seconds, done.explain_seconds))
@@ -118,7 +118,7 @@ def run(
     files: Sequence[tuple[Path, str]], model_file: str | os.PathLike, out: str | os.PathLike, *,
     settings: Settings | None = None, formats: Sequence[str] = FORMATS, num_threads: int = 2, force: bool = False,
     progress: Callable[[dict], None] = lambda entry: None,
-) -> Summary:  # fmt: skip
+) -> Summary:
     """Annotate the images and write a data set: ``images/`` and, for each format, what describes them.
 
     Args:
@@ -158,7 +158,7 @@ def run(
     return Summary(
         kept=n_kept, rejected=len(records) - n_kept, unreadable=sum("label" not in record for record in records),
         explained=len(times), seconds=seconds, explain_seconds=sum(times),
-    )  # fmt: skip
+    )
 
 
 def _begin(out, header, names, force):
@@ -250,7 +250,7 @@ def find(image: np.ndarray, explainer: Explainer, settings: Settings) -> dict:
         "height": height, "width": width, "iou": round(iou, 4), "scores": [round(box.score, 4) for box in found],
         "boxes": [_scale(box.corners, scale, (width, height)) for box in found],
         "polygons": [np.round(heatmap.outline(box.region) * scale, 2).ravel().tolist() for box in found],
-    }  # fmt: skip
+    }
 
 
 def _scale(corners, scale, size):

@@ -111,7 +111,7 @@ def _coco(kept, class_names):
                 "bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": [polygon], "iscrowd": 0,
                 "area": round(cv2.contourArea(np.reshape(polygon, (-1, 2)).astype(np.float32)), 2),
                 "score": record["confidence"],
-            })  # fmt: skip
+            })
     categories = [{"id": k, "name": name} for name, k in ids.items()]
     return {"info": {}, "licenses": [], "images": images, "categories": categories, "annotations": annotations}
 

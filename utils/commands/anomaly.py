@@ -24,7 +24,7 @@ def _add_fit(parser):
     common.add_examples(
         parser, "my_normal_images --out my_detector",
         "my_normal_images --weights none --false-positives 0.02 --out my_detector",
-    )  # fmt: skip
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of normal images, with its sub-folders")
     parser.add_argument("--out", type=Path, required=True, metavar="MODEL", help="where the model goes")
     common.add_shared(parser, ["--weights", "--seed"])
@@ -33,7 +33,7 @@ def _add_fit(parser):
     parser.add_argument(
         "--false-positives", type=float, default=0.01, metavar="SHARE",
         help="share of normal images that may score above 1, the threshold",
-    )  # fmt: skip
+    )
 
 
 def _add_explain(parser):
@@ -73,7 +73,7 @@ def _fit(options) -> int:
         detector = AnomalyDetector.fit(
             images, weights=common.chosen_weights(options), seed=options.seed, image_size=options.image_size,
             steps=options.steps, false_positives=options.false_positives, progress=show,
-        )  # fmt: skip
+        )
     detector.save(options.out)
     print(f"learnt {len(images)} normal images; saved in {options.out}", flush=True)
     print(export.export_float(detector, options.out / runtime.FLOAT_FILE))

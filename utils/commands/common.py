@@ -25,7 +25,7 @@ SHARED = {
     "--seed": {"type": int, "default": 0, "metavar": "N", "help": "seed of everything random"},
     "--json": {"type": Path, "metavar": "FILE", "help": "write the numbers as JSON"},
     "--plot": {"type": Path, "metavar": "FILE", "help": "draw a figure: .png or .svg"},
-}  # fmt: skip
+}
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -25,7 +25,7 @@ WEIGHTINGS = {  # of the clusters; those that a model can have are measured
 LOCALISATION = {
     "heat in mask": metrics.heat_in_mask, "pointing game": metrics.pointing_game, "best IoU": metrics.best_iou,
     "pixel AP": metrics.pixel_ap, "PxAP": metrics.pxap, "MaxBoxAccV2": metrics.max_box_acc_v2,
-}  # fmt: skip
+}
 
 
 def heat_maps(faster: FasterGradCAM, images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
@@ -92,7 +92,7 @@ def measure(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -
     return {
         "n_images": len(images), "accuracy": float(np.mean(np.array(faster.class_names)[predicted] == names[shown])),
         "own": next((way for way, kind in WEIGHTINGS.items() if kind == own), None), "measures": measures,
-    }  # fmt: skip
+    }
 
 
 def brief(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -> dict:
@@ -138,7 +138,7 @@ def table(result: dict) -> str:
     return "\n".join([
         f"{result['n_images']} images that show a class; accuracy {result['accuracy']:.4f}", "",
         *markdown(["heat map", *columns], rows),
-    ])  # fmt: skip
+    ])
 
 
 def _needed(*asked):

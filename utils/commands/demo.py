@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode", choices=MODES, default=MODES[0],
         help="drawn first; keys in the window: s heat map or box, p pause, w write the picture, q quit",
-    )  # fmt: skip
+    )
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the annotated frames as .mp4 or .avi")
     group = parser.add_argument_group("instead of a window")
     shown = group.add_mutually_exclusive_group()
@@ -54,7 +54,7 @@ def main(options) -> int:
     run(
         options.source, common.model_file(options), mode=options.mode, save=options.save, headless=options.headless,
         num_threads=options.threads,
-    )  # fmt: skip
+    )
     return 0
 
 
@@ -134,7 +134,7 @@ def report(result: Explanation | AnomalyResult, meter: "Meter", skipped: int) ->
         "frames": meter.frames, "skipped": skipped, "seconds": round(meter.seconds(), 2), "fps": round(fps, 1),
         "network_ms": round(network_ms, 2), "label": result.names[0], "score": round(float(result.scores[0].max()), 3),
         "box": find_box(result),
-    })  # fmt: skip
+    })
 
 
 class Meter:

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", default="synthetic", metavar="SOURCE",
         help=f"{common.DATA_HELP}; if the model was trained on it, only its held-out images are used",
-    )  # fmt: skip
+    )
 
 
 def main(options) -> int:

@@ -9,7 +9,7 @@ from utils.commands import common
 NETWORKS = (
     "vgg16", "vgg19", "resnet18", "resnet50", "resnet101", "densenet121", "inception_v3", "mobilenet_v2",
     "mobilenet_v3", "shufflenet_v2", "efficientnet",
-)  # fmt: skip
+)
 METHODS = ("gradcam", "gradcam++", "layercam", "hirescam", "xgradcam", "eigencam", "scorecam")
 
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_examples(
         parser, "photo.jpg folder/ --model my_model --out explained",
         "photo.jpg --network vgg16 --weights none --top-n 3 --out explained",
-    )  # fmt: skip
+    )
     common.add_shared(parser, ["images"])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the pictures go")
     group = parser.add_argument_group("network")
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--method", choices=METHODS, metavar="NAME",
         help="%(choices)s (default: of a model its own maps, without a gradient; else gradcam)",
-    )  # fmt: skip
+    )
     layers = group.add_mutually_exclusive_group()
     layers.add_argument("--layer", nargs="+", help="layers of the heat maps; an unknown name lists them")
     layers.add_argument("--all-layers", action="store_true", help="every layer that gives maps")
@@ -77,7 +77,7 @@ def _explain_with_gradients(options) -> int:
         layers=networks.map_layers(network) if options.all_layers else options.layer or [default_layer],
         class_ids=options.class_id, top_n=1 if options.top_n is None else options.top_n,
         smallest_side=smallest_side, report=tqdm.write,
-    )  # fmt: skip
+    )
     return common.report_skipped(manifest["skipped"], len(files))
 
 

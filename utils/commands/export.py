@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", nargs="+", metavar="SOURCE",
         help=f"images to calibrate int8 on: {common.DATA_HELP} (default: the training data, if they can be found)",
-    )  # fmt: skip
+    )
 
 
 def main(options) -> int:

@@ -24,7 +24,7 @@ def explain_files(
     files: Iterable[tuple[Path, str]], network: keras.Model, *, class_names: Sequence[str], out: Path,
     method: str = "gradcam", layers: Sequence[str] = (), class_ids: Sequence[int] | None = None, top_n: int = 1,
     smallest_side: int | None = None, report: Callable[[str], None] = print,
-) -> dict:  # fmt: skip
+) -> dict:
     """Explain the best classes of each image, or the ones asked for; write into ``out``, return the manifest.
 
     Args:
@@ -52,7 +52,7 @@ def explain_files(
         entry = _explain_image(
             image, seen, base=base, network=network, class_names=class_names, out=out, method=method, layers=layers,
             class_ids=class_ids, top_n=top_n,
-        )  # fmt: skip
+        )
         entries.append({"file": path.name} | entry)
         for found in entry["classes"]:
             report(f"{path}\t{found['rank']}\t{found['id']}\t{found['name']}\t{found['probability']:.3f}")
@@ -61,7 +61,7 @@ def explain_files(
     manifest = {
         "network": network.name, "method": method, "layers": layers, "versions": repro.versions(),
         "smallest_side": smallest_side, "images": entries, "skipped": skipped,
-    }  # fmt: skip
+    }
     with imaging.atomic_write(out / MANIFEST) as draft:
         draft.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
@@ -127,7 +127,7 @@ def _explain_image(image, seen, *, base, network, class_names, out, method, laye
         probability = round(float(shares[k]), 6)
         entry["classes"].append({
             "rank": rank, "id": k, "name": class_names[k], "probability": probability, "files": files,
-        })  # fmt: skip
+        })
     return entry
 
 

@@ -48,7 +48,7 @@ class Recipe:
         "contrast", "channel weights. all: mean gradients; positive: without the negative ones; contrast: positive "
         "gradients x how much more a channel responds to the classes than to backgrounds",
         choices=("contrast", "positive", "all"), group="heat maps",
-    )  # fmt: skip
+    )
 
     @classmethod
     def of(cls, model) -> "Recipe":

@@ -25,7 +25,7 @@ def machine() -> dict:
     return {
         "cpu": next(models, platform.processor() or platform.machine()), "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}", "versions": repro.versions(),
-    }  # fmt: skip
+    }
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -53,7 +53,7 @@ def times_table(result: dict) -> str:
         f"{host['cpu']}, {host['cores']} cores, {host['system']}; {versions}; {result['rounds']} rounds.",
         "", "Milliseconds per image, median (quartiles):", "", *markdown([*header, *case["milliseconds"]], times),
         "", "Ratios of the medians:", "", *markdown([*header, *case["ratios"]], shares),
-    ])  # fmt: skip
+    ])
 
 
 def _quartiles(values):
@@ -72,7 +72,7 @@ def times_bars(result: dict) -> Figure:
     figure, axes = plt.subplots(
         len(sizes), len(batches), figsize=(11, 0.9 + 3.0 * len(sizes)), squeeze=False, sharex=True, sharey=True,
         layout="constrained", dpi=80,
-    )  # fmt: skip
+    )
     for case in cases:
         ax = axes[sizes.index(tuple(case["image_size"]))][batches.index(case["batch_size"])]
         i = threads.index(case["threads"])
@@ -99,6 +99,6 @@ def _draw_bars(ax, case, *, places, thickness, colour):
     ax.barh(
         places, median, thickness, color=colour, ecolor="0.2", capsize=2, xerr=[median - lower, upper - median],
         label="1 thread" if case["threads"] == 1 else f"{case['threads']} threads",
-    )  # fmt: skip
+    )
     for place, value, end in zip(places, median, upper, strict=True):
         ax.annotate(f"{value:.3g}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=7.5)

@@ -35,7 +35,7 @@ FORWARD_FLOAT, FORWARD_INT8 = "forward.tflite", "forward_int8.tflite"
 HANDS = Path(__file__).resolve().parents[2] / "data" / "hands"
 THREAD_VARIABLES = (
     "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM",
-)  # fmt: skip
+)
 
 
 def run(
@@ -155,7 +155,7 @@ def _measure(model_folder, size, *, folder, rounds, num_threads):
         configurations.append({
             "image_size": size, "threads": num_threads, "batch_size": batch_size, "milliseconds": milliseconds,
             "ratios": ratios(milliseconds),
-        })  # fmt: skip
+        })
     return configurations
 
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group("data").add_argument(
         "--data", nargs="+", required=True, metavar="SOURCE",
         help=f"{common.DATA_HELP}; several are joined if they have the same classes",
-    )  # fmt: skip
+    )
     common.add_options(parser, Recipe)
 
 

@@ -35,7 +35,7 @@ def build_network(recipe: Recipe) -> tuple[keras.Model, str, str | None]:
     spec = networks.Spec(
         backbone=recipe.backbone, image_size=recipe.image_size, alpha=recipe.alpha, output_stride=recipe.output_stride,
         embedding_size=recipe.embedding_size, last_layer=recipe.last_layer,
-    )  # fmt: skip
+    )
     weights = None if recipe.weights == "none" else recipe.weights
     network = networks.embedding_network(spec, weights=weights, seed=recipe.seed)
     layer = recipe.layer or networks.default_layer(network)
@@ -49,20 +49,20 @@ def build_network(recipe: Recipe) -> tuple[keras.Model, str, str | None]:
 def train_model(
     untrained: tuple[keras.Model, str, str | None], dataset: data.Dataset, recipe: Recipe, *,
     progress: Callable[[dict], None] = lambda entry: None,
-) -> tuple[arcface.Training, FasterGradCAM]:  # fmt: skip
+) -> tuple[arcface.Training, FasterGradCAM]:
     """Train what `build_network` built on the dataset's training part, then fit clusters to what it saw."""
     network, layer, detail_layer = untrained
     settings = recipe.chosen_by_weights()
+    how = {"seed": recipe.seed, "strength": settings["augmentation"]}
+    backgrounds = augment.render_backgrounds(recipe.image_size, **how)
     training = arcface.train(
-        network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale,
-        margin=recipe.margin, evaluations=min(10, recipe.steps), seed=recipe.seed, progress=progress, **settings,
-    )  # fmt: skip
-    strength = settings["augmentation"]
-    backgrounds = augment.render_backgrounds(recipe.image_size, seed=recipe.seed, strength=strength)
-    views = augment.views(dataset, backgrounds=backgrounds, seed=recipe.seed, strength=strength)
+        network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale, margin=recipe.margin,
+        backgrounds=backgrounds, evaluations=min(10, recipe.steps), seed=recipe.seed, progress=progress, **settings,
+    )
+    seen = augment.views(dataset, backgrounds=backgrounds, **how)
     faster = FasterGradCAM.fit(
-        training.network, views, dataset.labels[dataset.train], dataset.class_names, layer=layer,
+        training.network, seen, dataset.labels[dataset.train], dataset.class_names, layer=layer,
         n_clusters=recipe.clusters, top_channels=recipe.top_channels, weighting=recipe.weighting,
         detail_layer=detail_layer, backgrounds=backgrounds, seed=recipe.seed,
-    )  # fmt: skip
+    )
     return training, faster

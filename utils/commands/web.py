@@ -36,7 +36,7 @@ def add_arguments(shown, group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--assets", type=Path, metavar="DIR",
         help="with --web: node_modules folder with @litertjs/core, served instead of the CDN's copy",
-    )  # fmt: skip
+    )
 
 
 def main(options) -> int:
@@ -71,7 +71,7 @@ def page(file: str | os.PathLike, mode: str = "heatmap", *, packages: str = CDN)
     settings = {
         "metadata": {name: metadata.get(name) for name in ("kind", "class_names", "image_size", "precision")},
         "colours": _base64(turbo.tobytes()), "wasm": f"{urls['core']}wasm/", "mode": mode,
-    }  # fmt: skip
+    }
     imports = {f"@litertjs/{package}": f"{url}dist/index.js" for package, url in urls.items()}
     text = TEMPLATE.read_text(encoding="utf-8").replace("{{imports}}", _json({"imports": imports}))
     policy = _policy(text, ["'self'"] if packages == SERVED else urls.values())
