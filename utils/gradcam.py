@@ -49,7 +49,7 @@ def harvest(
     Returns:
         Harvest. Its embeddings are what the network's last layer receives, not normalised.
     """
-    step = _gradient_function(network, _as_layers(layer), "gradcam", None)
+    step = _gradient_function(network, None if layer is None else (layer,), "gradcam", None)
     shape, parts, done = network.inputs[0].shape[1:], [], 0
     for images, labels in batches:
         if not len(images) or not tf.TensorShape((None, *shape)).is_compatible_with(np.shape(images)):
@@ -97,7 +97,7 @@ def explain(
         >>> gradcam.explain(network, np.zeros((2, 48, 64, 3), np.uint8), targets=0).shape
         (2, 48, 64)
     """
-    raw, size, given_size = _raw_maps(network, images, layers=_as_layers(layer), targets=targets, method=method)
+    raw, size, given_size = _raw_maps(network, images, layers=None if layer is None else (layer,), targets=targets, method=method)
     return _finish(raw[0], size, given_size) if normalise else raw[0]
 
 
@@ -245,10 +245,6 @@ def _check_targets(targets, n_images, network, several=True):
 def _batches(images, class_ids, batch_size):
     for i in range(0, len(images), batch_size):
         yield tf.cast(images[i : i + batch_size], tf.float32), tf.constant(class_ids[i : i + batch_size])
-
-
-def _as_layers(layer):
-    return None if layer is None else (layer,)
 
 
 def _finish(raw, size, given_size):

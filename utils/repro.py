@@ -19,6 +19,7 @@ with silent_stderr():
     import keras
     import tensorflow as tf
 
+TURN_SECONDS = 0.05  # a short function is called again and again for that long when it is its turn
 PACKAGES = (
     "tensorflow", "keras", "numpy", "scikit-learn", "opencv-python", "opencv-python-headless", "matplotlib",
     "ai-edge-litert", "litert-quantizer",
@@ -30,25 +31,29 @@ def seed_everything(seed: int) -> None:
 
     On one machine the same seed then gives the same weights, bit for bit. Another CPU may round differently.
     Deterministic mode stays on for the rest of the process.
-
-    Example:
-        >>> seed_everything(0)
     """
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
 
-def compare_times(runs: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
-    """Time several functions fairly: each once to warm up, then in turn, round after round; median seconds each."""
-    for run in runs.values():
-        run()
+def time_in_turn(runs: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, list[float]]:
+    """Seconds of a call, for each function one figure per round: all of them once to warm up, then in turn.
+
+    A turn lasts `TURN_SECONDS`, or one call that takes longer. Its figure is the median of the calls but the first,
+    which finds the caches filled by another function.
+    """
+    for call in runs.values():
+        call()
     seconds = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+        for name, call in runs.items():
+            turn = []
+            while sum(turn) < TURN_SECONDS:
+                start = time.perf_counter()
+                call()
+                turn.append(time.perf_counter() - start)
+            seconds[name].append(statistics.median(turn[1:] or turn))
+    return seconds
 
 
 def pace(done: int, total: int, start: float) -> dict:

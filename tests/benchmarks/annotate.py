@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from benchmarks import generality
 
-from utils import metrics, networks, runtime
+from utils import metrics, networks, repro, runtime
 from utils.commands import annotate, timing, training
 from utils.commands.common import DEFAULT_MODEL, SOURCES
 from utils.commands.recipe import Recipe
@@ -119,7 +119,7 @@ def judge_speed(options, settings):
     n_images = {"LiteRT float32": len(found), "tf-keras-vis": min(3, len(found))}
     rates = {
         name: n_images[name] / np.percentile(seconds, (75, 50, 25))
-        for name, seconds in timing.time_in_turn(runs, options.rounds).items()
+        for name, seconds in repro.time_in_turn(runs, options.rounds).items()
     }
     for name, (low, median, high) in rates.items():
         print(f"{name}: {median:.1f} images a second (quartiles {low:.1f} {high:.1f})")

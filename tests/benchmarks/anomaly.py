@@ -223,7 +223,7 @@ def judge_speed(options):
         run = networks._compiled(bare)
         with tempfile.TemporaryDirectory() as folder:
             explainer = runtime.Explainer(export.export_float(detector, Path(folder) / "a.tflite"), num_threads=2)
-            seconds = repro.compare_times(
+            turns = repro.time_in_turn(
                 {
                     "bare forward": lambda run=run, tensor=tensor: [part.numpy() for part in run(tensor)],
                     "explain": lambda detector=detector, frame=frame: detector.explain(frame),
@@ -231,6 +231,7 @@ def judge_speed(options):
                 },
                 options.rounds,
             )
+        seconds = {name: np.median(values) for name, values in turns.items()}
         ratio = seconds["explain"] / seconds["bare forward"]
         times = ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in seconds.items())
         print(f"{core.name} {detector.meta['network']['backbone']} at {side}: {times}; ratio {ratio:.2f}", flush=True)

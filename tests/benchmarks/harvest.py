@@ -63,7 +63,8 @@ def measure_speed(layer):
     def run_harvest():
         gradcam.harvest(network, material, layer=layer)
 
-    seconds = repro.compare_times({"bare": run_bare, "harvest": run_harvest}, ROUNDS)
+    turns = repro.time_in_turn({"bare": run_bare, "harvest": run_harvest}, ROUNDS)
+    seconds = {name: np.median(values) for name, values in turns.items()}
     bare_rate, harvest_rate = (BATCH_SIZE * N_BATCHES / seconds[name] for name in ("bare", "harvest"))
     print(f"{layer}: bare {bare_rate:.0f}, harvest {harvest_rate:.0f} images/s, ratio {harvest_rate / bare_rate:.2f}")
 

@@ -44,7 +44,7 @@ def main() -> None:
         f"{len(layers)} layers": lambda: gradcam.explain_layers(network, image, layers=layers),
         "guided_backprop": lambda: gradcam.guided_backprop(network, image),
     }
-    seconds = repro.compare_times(runs, options.rounds)
+    seconds = {name: np.median(turns) for name, turns in repro.time_in_turn(runs, options.rounds).items()}
     for name, value in seconds.items():
         ratios = f"{value / seconds['bare']:.2f} x bare, {value / seconds['gradcam']:.2f} x gradcam"
         print(f"{name:16} {1000 * value:7.1f} ms  {ratios}", flush=True)

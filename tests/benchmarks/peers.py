@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import tensorflow as tf
 
-from utils import export, gradcam, runtime
+from utils import export, gradcam, repro, runtime
 from utils.commands import report, timing
 from utils.commands.common import DEFAULT_MODEL
 from utils.faster_gradcam import FasterGradCAM
@@ -161,7 +161,7 @@ def measure(faster, rounds):
             absent.append(f"{name}: does not run, {type(error).__name__}: {str(error).splitlines()[0]}")
         else:
             runs[name] = call
-    seconds = {name: np.percentile(values, (25, 50, 75)) for name, values in timing.time_in_turn(runs, rounds).items()}
+    seconds = {name: np.percentile(values, (25, 50, 75)) for name, values in repro.time_in_turn(runs, rounds).items()}
     rows = []
     for name, (lower, median, upper) in seconds.items():
         same = name in SAME_NETWORK and np.corrcoef(np.ravel(runs[name]()), exact.ravel())[0, 1]

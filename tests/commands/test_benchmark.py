@@ -41,24 +41,6 @@ def test_each_way_is_compared_with_its_own_forward_pass_and_with_exact_gradcam()
     }
 
 
-def test_functions_take_turns_and_the_first_call_of_a_turn_does_not_count(monkeypatch):
-    clock, calls = [0], []
-
-    def method(name, first, later):
-        def call():
-            clock[0] += later if calls[-1:] == [name] else first
-            calls.append(name)
-
-        return call
-
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(timing, "TURN_SECONDS", 4)
-    # The warm-up ends with "long", so each turn of "short" begins cold.
-    seconds = timing.time_in_turn({"short": method("short", 2, 1), "long": method("long", 5, 9)}, rounds=2)
-    assert seconds == {"short": [1, 1], "long": [5, 5]}
-    assert calls == ["short", "long"] + (["short"] * 3 + ["long"]) * 2
-
-
 def test_table_is_markdown_with_one_row_a_configuration(result):
     text = report.times_table(result)
     rows = [line for line in text.splitlines() if line.startswith("|")]

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from utils import data, export, gradcam, imaging, networks, runtime
+from utils import data, export, gradcam, imaging, networks, repro, runtime
 from utils.commands import report
 from utils.faster_gradcam import FasterGradCAM, feature_network
 from utils.repro import keras
@@ -29,7 +28,6 @@ LARGE = (224, 224)  # measured beside the network's own size
 BATCH_SIZES = (1, 32)
 THREADS = (1, 2)
 ROUNDS = 9
-TURN_SECONDS = 0.05  # a short method is called again and again for that long when it is its turn
 N_CALIBRATION = 40  # speed does not depend on it
 FORWARD_FLOAT, FORWARD_INT8 = "forward.tflite", "forward_int8.tflite"
 HANDS = Path(__file__).resolve().parents[2] / "data" / "hands"
@@ -91,26 +89,6 @@ def frames(n_images: int, size: tuple[int, int]) -> np.ndarray:
     return imaging.resize(data.load_folder(HANDS, image_size=max(size)).images[:n_images], *size)
 
 
-def time_in_turn(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a call, for each function one figure a round: all of them once to warm up, then in turn.
-
-    A turn lasts `TURN_SECONDS`, or one call that takes longer. Its figure is the median of the calls but the first,
-    which finds the caches filled by another function.
-    """
-    for call in runs.values():
-        call()
-    seconds = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, call in runs.items():
-            turn = []
-            while sum(turn) < TURN_SECONDS:
-                start = time.perf_counter()
-                call()
-                turn.append(time.perf_counter() - start)
-            seconds[name].append(float(np.median(turn[1:] or turn)))
-    return seconds
-
-
 def ratios(milliseconds: dict[str, list[float]]) -> dict[str, float]:
     """Of the medians: each explanation over its bare forward pass, and exact Grad-CAM over each explanation."""
     median = {name: quartiles[1] for name, quartiles in milliseconds.items()}
@@ -147,7 +125,7 @@ def _measure(model_folder, size, *, folder, rounds, num_threads):
     configurations = []
     for batch_size in BATCH_SIZES:
         images = frames(batch_size, size)
-        seconds = time_in_turn({name: partial(call, images) for name, call in calls.items()}, rounds)
+        seconds = repro.time_in_turn({name: partial(call, images) for name, call in calls.items()}, rounds)
         milliseconds = {
             name: (np.percentile(values, (25, 50, 75)) * 1000 / batch_size).round(4).tolist()
             for name, values in seconds.items()
