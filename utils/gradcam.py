@@ -97,7 +97,8 @@ def explain(
         >>> gradcam.explain(network, np.zeros((2, 48, 64, 3), np.uint8), targets=0).shape
         (2, 48, 64)
     """
-    raw, size, given_size = _raw_maps(network, images, layers=None if layer is None else (layer,), targets=targets, method=method)
+    layers = None if layer is None else (layer,)
+    raw, size, given_size = _raw_maps(network, images, layers=layers, targets=targets, method=method)
     return _finish(raw[0], size, given_size) if normalise else raw[0]
 
 
