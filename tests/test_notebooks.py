@@ -344,8 +344,8 @@ def test_setup_cell_elsewhere(tmp_path):
     "change",
     [
         # Seed 0, with oneDNN and without, is what nbval runs in `make test` and in .ci/run.
-        pytest.param({"settings": "SEED = 1"}, id="seed 1"),
-        pytest.param({"settings": "SEED = 2"}, id="seed 2"),
+        pytest.param({"settings": "SEED, RENDER_SEED = 1, 101"}, id="seed 1"),
+        pytest.param({"settings": "SEED, RENDER_SEED = 2, 102"}, id="seed 2"),
         pytest.param({"setup": "IN_COLAB = True"}, id="real photos", marks=pytest.mark.real),
     ],
 )
