@@ -96,7 +96,7 @@ def test_heat_lies_on_the_bird_more_than_in_the_centre(folder, mobilenet):
         mask = np.asarray(picture)[None] >= 2  # 3 on the bird, interpolated at its rim
     best = networks.forward(mobilenet, imaging.resize(bird[None], 224, 224)).argmax(axis=1)
     # Twice the network's size: at 224 pixels one of the 7x7 cells is as wide as the bird's chest.
-    network = classifiers.build("mobilenet_v2", "imagenet", 448)
+    network = classifiers.build("mobilenet_v2", "imagenet", image_size=448)
     baseline = metrics.heat_in_mask(metrics.centre_gaussian(*mask.shape[1:])[None], mask)
     for method in ("gradcam", "gradcam++", "layercam", "eigencam"):  # HiResCAM and XGrad-CAM equal Grad-CAM here
         heat = gradcam.explain(network, bird, targets=best, method=method)
