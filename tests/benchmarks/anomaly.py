@@ -76,7 +76,10 @@ def show(name, values, more=""):
 def imagenet(side):
     """MobileNetV2 with ImageNet weights, None where there are none."""
     spec = networks.Spec(image_size=side, last_layer=networks.DEFAULT_LAYER)
-    return networks.embedding_network(spec, "imagenet") if networks.imagenet_file(spec) else None
+    try:
+        return networks.embedding_network(spec, "imagenet")
+    except FileNotFoundError:
+        return None
 
 
 def backbone(detector):
@@ -220,7 +223,7 @@ def judge_speed(options):
         core = detector.core
         bare = keras.Model(core.inputs[0], core.outputs[2:])
         tensor = tf.constant(frame[None], tf.float32)
-        run = networks._compiled(bare)
+        run = networks.compiled(bare)
         with tempfile.TemporaryDirectory() as folder:
             explainer = runtime.Explainer(export.export_float(detector, Path(folder) / "a.tflite"), num_threads=2)
             turns = repro.time_in_turn(
