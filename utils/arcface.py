@@ -210,9 +210,9 @@ def _run(scores, trainer, batches, evaluate, *, look_at, progress):
             history.append({"loss": float(np.mean(losses))} | evaluate() | repro.pace(step, look_at[-1], start))
             losses.clear()
             # By loss, which a few confident errors dominate, early weights win, and they generalise worse.
-            accuracies = [entry["validation_accuracy"] for entry in history if np.isfinite(entry["validation_loss"])]
-            if np.isfinite(history[-1]["validation_loss"]) and accuracies[-1] == max(accuracies):
-                best = _Best(history[-1], scores.get_weights())
+            entry, bar = history[-1], best.entry["validation_accuracy"] if best else 0
+            if np.isfinite(entry["validation_loss"]) and entry["validation_accuracy"] >= bar:
+                best = _Best(entry, scores.get_weights())
             progress(history[-1])
     except KeyboardInterrupt:
         return history, best, True
