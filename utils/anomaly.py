@@ -108,16 +108,14 @@ class AnomalyDetector:
         order = np.random.default_rng(seed).permutation(len(images))
         n_held_out = round(HELD_OUT * len(images)) if len(images) >= FEWEST_TO_HOLD_OUT else 0
         seen, unseen = images[order[n_held_out:]], images[order[:n_held_out] if n_held_out else order]
-        prototypes, interrupted = _train(
-            core, seen, steps=steps, batch_size=16 if weights else 32, seed=seed, progress=progress
-        )
-        arrays = {"class_prototypes": prototypes} | _calibrate(
-            core, seen, unseen, false_positives=false_positives, seed=seed
-        )
-        return cls(core, arrays, {
+        batch_size = 16 if weights else 32
+        prototypes, interrupted = _train(core, seen, steps=steps, batch_size=batch_size, seed=seed, progress=progress)
+        usual = _calibrate(core, seen, unseen, false_positives=false_positives, seed=seed)
+        meta = {
             "network": spec.asdict(), "false_positives": false_positives, "n_images": len(images), "seed": int(seed),
             "steps": steps, "weights": None if weights is None else Path(weights).name, "interrupted": interrupted,
-        })
+        }
+        return cls(core, {"class_prototypes": prototypes} | usual, meta)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -132,8 +130,7 @@ class AnomalyDetector:
 
     def distances(self, images: np.ndarray) -> np.ndarray:
         """Distance of the features to the nearest prototype alone, float32 (N, H, W); images as in `explain`."""
-        images = imaging.check_images(images)
-        tail = Tail(self.input_size[0], self.arrays)
+        images, tail = imaging.check_images(images), Tail(self.input_size[0], self.arrays)
         maps = _run(self.core, lambda _, *features: tail.distance(*features), imaging.resize(images, *self.input_size))
         return imaging.resize(np.ascontiguousarray(maps[..., 0]), *images.shape[1:3])
 
@@ -145,9 +142,8 @@ class AnomalyDetector:
     def save(self, folder: str | os.PathLike, **info) -> None:
         """Write the detector into the folder (made if need be), and ``info``, as JSON, into its ``meta.json``."""
         meta = self.meta | info | {"format": FORMAT, "kind": "anomaly", "versions": repro.versions()}
-        self.meta = model_folder.write(folder, {
-            WEIGHTS_FILE: self.core.save_weights, ARRAYS_FILE: lambda file: np.savez(file, **self.arrays)
-        }, meta)
+        files = {WEIGHTS_FILE: self.core.save_weights, ARRAYS_FILE: lambda file: np.savez(file, **self.arrays)}
+        self.meta = model_folder.write(folder, files, meta)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "AnomalyDetector":
@@ -166,12 +162,7 @@ class AnomalyDetector:
 
 
 class Tail(keras.layers.Layer):
-    """From logits and features to scores and heat maps: the formula above, with operations that LiteRT has.
-
-    Args:
-        side: S of the heat maps.
-        arrays: what `_calibrate` returns.
-    """
+    """From logits and features to scores and heat maps of S × S: the formula above, with operations that LiteRT has."""
 
     def __init__(self, side, arrays):
         super().__init__(name="anomaly_tail")
@@ -242,10 +233,8 @@ def _build(spec, weights=None, seed=0):
     size = maps[0].shape[1]
 
     def convolution(maps, channels, kernel_size):
-        initializer = keras.initializers.HeNormal(next(seeds))
-        maps = keras.layers.Conv2D(
-            channels, kernel_size, padding="same", use_bias=False, kernel_initializer=initializer
-        )(maps)
+        how = {"padding": "same", "use_bias": False, "kernel_initializer": keras.initializers.HeNormal(next(seeds))}
+        maps = keras.layers.Conv2D(channels, kernel_size, **how)(maps)
         return keras.layers.BatchNormalization(momentum=0.9)(maps)
 
     levels = [convolution(level, CHANNELS[0], 1) for level in maps]
@@ -340,8 +329,8 @@ def _calibrate(core, seen, unseen, *, false_positives, seed):
         moments: float64 (2, 2), mean and standard deviation of logits and of distances over unseen images.
         levels: float64 (2,), a₀ and t of the formula.
     """
-    rng = np.random.default_rng(seed)
-    identity = np.eye(sum(maps.shape[-1] for maps in core.outputs[1:3]), dtype=np.float32)  # until there is better
+    rng, channels = np.random.default_rng(seed), [maps.shape[-1] for maps in core.outputs[1:3]]
+    identity = np.eye(sum(channels), dtype=np.float32)  # until there is better
     arrays = {"projection": identity, "offset": np.zeros(len(identity), np.float32)}
     side = core.inputs[0].shape[1]
     per_image = -(-N_PATCHES // len(seen))
@@ -354,7 +343,7 @@ def _calibrate(core, seen, unseen, *, false_positives, seed):
 
     patches = _run(core, sample, seen).reshape(-1, len(identity))[:N_PATCHES]
     # Each resolution has the same say, however many channels it has.
-    share = np.concatenate([np.full(maps.shape[-1], maps.shape[-1] ** -0.5) for maps in core.outputs[1:3]])
+    share = np.repeat(np.power(channels, -0.5), channels)
     scale = share / (patches.std(axis=0) + 1e-2 * patches.std() + 1e-6)
     centre = patches.mean(axis=0)
     standardised = (patches - centre) * scale

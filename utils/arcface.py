@@ -239,8 +239,7 @@ def _split(dataset, seed):
 
     Sources of fewer than `FEW` images train with all of them, if every class has another source to judge by.
     """
-    labels = dataset.labels[dataset.train]
-    sources = np.zeros_like(dataset.labels) if dataset.sources is None else dataset.sources
+    labels, sources = dataset.labels[dataset.train], dataset.known_sources
     kinds = labels * (sources.max() + 1) + sources[dataset.train]
     fitted, held_out = data.split(kinds, test_fraction=1 / 8, seed=seed)
     plenty = held_out[np.bincount(kinds)[kinds[held_out]] >= FEW]

@@ -172,8 +172,7 @@ def prefetch(draw: Callable[[int], T], steps: int) -> Iterator[T]:
 
 def _parts_by_class(dataset, indices):
     """Of each class a list of its sources, each the int array of its images."""
-    sources = np.zeros_like(dataset.labels) if dataset.sources is None else dataset.sources
-    parts = {}
+    sources, parts = dataset.known_sources, {}
     for i in indices:
         parts.setdefault((dataset.labels[i], sources[i]), []).append(i)
     return [[part for (label, _), part in parts.items() if label == k] for k in range(len(dataset.class_names))]

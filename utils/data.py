@@ -62,6 +62,11 @@ class Dataset:
     sources: np.ndarray | None = None
 
     @property
+    def known_sources(self) -> np.ndarray:
+        """``sources``, or zeros if nothing was joined."""
+        return np.zeros(len(self.labels), int) if self.sources is None else self.sources
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of images and labels: tells whether a model has seen exactly these data."""
         labels = np.ascontiguousarray(self.labels, np.int64)
@@ -337,8 +342,7 @@ def join(*datasets: Dataset) -> Dataset:
     found = dict.fromkeys(name for d in datasets for name in d.class_names)  # in order of appearance
     names = tuple(name for name in found if name != NONE) + (NONE,) * (NONE in found)
     starts = np.cumsum([0] + [len(d.images) for d in datasets])
-    sources = [np.zeros(len(d.images), int) if d.sources is None else d.sources for d in datasets]
-    first = np.cumsum([0] + [source.max(initial=0) + 1 for source in sources])
+    first = np.cumsum([0] + [d.known_sources.max(initial=0) + 1 for d in datasets])
     return Dataset(
         images=np.concatenate([d.images for d in datasets]),
         labels=np.concatenate([np.array([names.index(name) for name in d.class_names])[d.labels] for d in datasets]),
@@ -348,5 +352,5 @@ def join(*datasets: Dataset) -> Dataset:
         test=np.concatenate([d.test + start for d, start in zip(datasets, starts, strict=False)]),
         names=tuple(name for d in datasets for name in d.names),
         skipped=tuple(reason for d in datasets for reason in d.skipped),
-        sources=np.concatenate([source + start for source, start in zip(sources, first, strict=False)]),
+        sources=np.concatenate([d.known_sources + start for d, start in zip(datasets, first, strict=False)]),
     )
