@@ -1,25 +1,10 @@
 """How good a heat map is.
 
-`maps` compares it with a mask or another map, `anomaly` judges detectors, `faithfulness` asks the network, and `sanity`
-asks a network that forgot. The last two are imported by name.
+`maps` compares it with a mask or another map, `faithfulness` asks the network, and `sanity` asks a network that forgot.
+The last two are imported by name.
 """
 
-from utils.metrics.anomaly import aupro, image_auroc, pixel_auroc
 from utils.metrics.maps import (  # noqa: I001 - names side by side
-    best_iou,
-    box_iou,
-    centre_gaussian,
-    check_heatmaps,
-    heat_in_mask,
-    hottest,
-    is_flat,
-    mask_boxes,
-    max_box_acc_v2,
-    pearson,
-    pixel_ap,
-    pointing_game,
-    pxap,
-    ranks,
-    share_on_own_object,
-    spearman,
+    aupro, best_iou, box_iou, centre_gaussian, check_heatmaps, heat_in_mask, hottest, image_auroc, is_flat, mask_boxes,
+    max_box_acc_v2, pearson, pixel_ap, pixel_auroc, pointing_game, pxap, ranks, share_on_own_object, spearman,
 )
