@@ -1,14 +1,14 @@
 """Is a heat map faithful: what does the network say when the map's hot pixels are taken away, or when they alone stay?
 
-Each function asks ``predict``, any function images (n, H, W, 3) → scores (n, K), best probabilities. It is handed
-batches of at most `BATCH_SIZE` images of the same dtype and range of values as ``images``; `probabilities` makes one of
-an explainer. ``heatmaps`` are float (N, H, W), ``class_ids`` int (N,): the class that is explained. `metrics.ranks`
-orders the pixels by heat; a flat map, such as one of zeros, has no hot ones. Results are float (N,), one value per
-image. All raise ValueError where shapes do not fit.
+Each function asks ``predict``, any function images (n, H, W, 3) → scores (n, K), best probabilities. It is handed at
+most `BATCH_SIZE` images at a time, of the dtype and range of values of ``images``; `probabilities` makes one of an
+explainer. ``heatmaps`` are float (N, H, W), ``class_ids`` int (N,): the class that is explained. `metrics.ranks` orders
+the pixels by heat; a flat map, such as one of zeros, has no hot ones. Results are float (N,), one value per image. All
+raise ValueError where shapes do not fit.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 
 import cv2
@@ -36,16 +36,16 @@ def keep_and_delete(
     """Does the class stay the best one when only the hottest ``share`` is left; when that share is gone?
 
     A faithful map has a high mean of the first and a low mean of the second. Deleted pixels are replaced by those of
-    the blurred image (`imaging.blur_away`). Every map gets the same number of pixels, even one with less heat than
-    that; but a flat map has no hot pixels: nothing is kept, nothing is deleted. ``class_ids`` are the best classes of
-    the whole images; keep and delete, float (N,), are each 1 where they have the highest score, else 0.
+    the blurred image (`imaging.blur_away`). Every map gets the same number of pixels, but of a flat map nothing is kept
+    and nothing is deleted. ``class_ids`` are the best classes of the whole images; keep and delete, float (N,), are
+    each 1 where they have the highest score, else 0.
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     hot = metrics.hottest(heatmaps, share)[..., None]
     blurred = (imaging.blur_away(image.astype(np.float32)) for image in images)
     pairs = ((np.where(h, x, b), np.where(h, b, x)) for h, x, b in zip(hot, images, blurred, strict=True))
-    _, is_best = _ask(predict, (x for pair in pairs for x in pair), np.repeat(class_ids, 2), images.dtype)
-    keep, delete = is_best.reshape(-1, 2).T.astype(float)
+    _, is_best = _ask(predict, pairs, class_ids, images.dtype)
+    keep, delete = is_best.T.astype(float)
     return keep, delete
 
 
@@ -56,10 +56,9 @@ def insertion_auc(
     """Insertion (RISE, arXiv 1806.07421): mean score while the pixels enter a blurred copy, the hottest first.
 
     The area under the score over the share of pixels inserted, by the trapezoidal rule; high is faithful. For a flat
-    map it is the mean of the scores of the copy and of the image, as if each pixel counted the same.
-
-    The pixels enter in ``n_steps`` equal parts. The Gaussian of ``sigma`` is cut off at σ: 11 x 11 pixels for the
-    paper's 5. That is meant for 224 x 224; at 96 x 96 a network may still recognise the copy.
+    map it is the mean of the scores of the copy and of the image, as if each pixel counted the same. The pixels enter
+    in ``n_steps`` equal parts. The Gaussian of ``sigma`` is cut off at σ: 11 x 11 pixels for the paper's 5. That is
+    meant for 224 x 224; at 96 x 96 a network may still recognise the copy.
 
     Example:
         >>> images, heat = np.zeros((2, 16, 16, 3), np.float32), np.zeros((2, 16, 16))
@@ -67,8 +66,7 @@ def insertion_auc(
         >>> insertion_auc(lambda images: images[:, 8, 8, :1] / 255, images, heat, np.zeros(2, int)).round(2).tolist()
         [0.98, 0.57]
     """
-    size = (2 * round(sigma) + 1,) * 2
-    checked = _check(images, heatmaps, class_ids)
+    size, checked = (2 * round(sigma) + 1,) * 2, _check(images, heatmaps, class_ids)
     return _auc(predict, checked, n_steps, lambda image: (cv2.GaussianBlur(np.float32(image), size, sigma), image))
 
 
@@ -77,8 +75,8 @@ def deletion_auc(
 ) -> np.ndarray:
     """Deletion (RISE, arXiv 1806.07421): mean score while the pixels are set to 0, the hottest first; low is faithful.
 
-    As `insertion_auc`. 0 is black in images of 0..255; the authors' own code, whose images are standardised, sets
-    pixels to the mean colour of their data set.
+    As `insertion_auc`. 0 is black in images of 0..255; in the authors' own code, whose images are standardised, it is
+    the mean colour of their data set.
     """
     checked = _check(images, heatmaps, class_ids)
     return _auc(predict, checked, n_steps, lambda image: (image, np.zeros_like(image)))
@@ -92,9 +90,8 @@ def road(
 
     (score without the least relevant − score without the most relevant pixels) / 2, mean over the percentiles: in
     [-0.5, 0.5] for probabilities, about 0 for a random order and 0 for a flat map. About 0.1 s per image of 96 x 96.
-
     ``percentiles``, each in (0, 100), are the percent of the pixels removed; ``noise`` is the standard deviation of the
-    Gaussian noise on imputed pixels, in units of the images: 0.01 of 0..255.
+    Gaussian noise on imputed pixels: 0.01 of 0..255.
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     if not percentiles or min(percentiles) <= 0 or max(percentiles) >= 100:
@@ -102,14 +99,13 @@ def road(
     n_pixels, rng = heatmaps[0].size, np.random.default_rng(seed)
     counts = [round(n_pixels * percentile / 100) for percentile in percentiles]
 
-    def imputed():
-        for image, places in zip(images, metrics.ranks(heatmaps), strict=True):
-            for count in counts:
-                for removed in (places >= n_pixels - count, places < count):
-                    grain = noise * rng.standard_normal(image.shape) if noise else 0
-                    yield np.where(removed[..., None], impute(image, removed) + grain, image)
+    def imputed(image, places):
+        for count in counts:
+            for removed in (places >= n_pixels - count, places < count):
+                grain = noise * rng.standard_normal(image.shape) if noise else 0
+                yield np.where(removed[..., None], impute(image, removed) + grain, image)
 
-    scores, _ = _ask(predict, imputed(), np.repeat(class_ids, 2 * len(counts)), images.dtype)
+    scores, _ = _ask(predict, map(imputed, images, metrics.ranks(heatmaps)), class_ids, images.dtype)
     coldest, hottest = scores.reshape(len(images), -1, 2).mean(axis=1).T
     return np.where(metrics.is_flat(heatmaps), 0, (coldest - hottest) / 2)
 
@@ -117,9 +113,8 @@ def road(
 def impute(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     """Linear imputation (arXiv 2202.00449): each removed pixel becomes the weighted mean of its eight neighbours.
 
-    Direct neighbours weigh 1/6, diagonal ones 1/12; neighbours outside of the image are left out. Removed pixels
-    depend on each other: a sparse linear system, banded here, is solved. ``removed`` is bool (H, W) and leaves at
-    least one pixel of the image (H, W, 3); returns float64 (H, W, 3).
+    Direct neighbours weigh 1/6, diagonal ones 1/12, those outside of the image nothing. Removed pixels depend on each
+    other: a banded linear system. ``removed`` is bool (H, W) and leaves a pixel of the image; float64 (H, W, 3).
     """
     pixels, gone = image.reshape(removed.size, -1).astype(np.float64), removed.ravel()
     if gone.all():
@@ -139,14 +134,13 @@ def drop_and_increase(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average drop and increase in confidence (Grad-CAM++, arXiv 1710.11063), image by image.
 
-    Y is the score of the image, O that of the image times its heat map, where cold pixels are black. The drop,
-    max(0, Y − O) / Y, in [0, 1] for probabilities, NaN where Y ≤ 0, has a low mean for faithful maps; the increase, 1
-    where O > Y, else 0, a high one.
+    Y is the score of the image, O that of the image times its heat map. The drop, max(0, Y − O) / Y, in [0, 1] for
+    probabilities, NaN where Y ≤ 0, has a low mean for faithful maps; the increase, 1 where O > Y, else 0, a high one.
     """
     images, heatmaps, class_ids = _check(images, heatmaps, class_ids)
     pairs = ((image, image * heat[..., None]) for image, heat in zip(images, heatmaps, strict=True))
-    scores, _ = _ask(predict, (x for pair in pairs for x in pair), np.repeat(class_ids, 2), images.dtype)
-    whole, explained = scores.reshape(-1, 2).T
+    scores, _ = _ask(predict, pairs, class_ids, images.dtype)
+    whole, explained = scores.T
     loss = np.maximum(whole - explained, 0)
     return np.divide(loss, whole, out=np.full(len(loss), np.nan), where=whole > 0), (explained > whole).astype(float)
 
@@ -157,25 +151,16 @@ def _check(images, heatmaps, class_ids):
     if images.shape != (*heatmaps.shape, 3):
         raise ValueError(f"Expected images of shape {(*heatmaps.shape, 3)}, as the maps. Received: {images.shape}")
     if class_ids.shape != heatmaps.shape[:1] or not np.issubdtype(class_ids.dtype, np.integer):
-        raise ValueError(
-            f"Expected an integer class id for each of the {len(images)} images. "
-            f"Received: {class_ids.dtype} of shape {class_ids.shape}"
-        )
+        received = f"{class_ids.dtype} of shape {class_ids.shape}"
+        raise ValueError(f"Expected an integer class id for each of the {len(images)} images. Received: {received}")
     return images, heatmaps, class_ids
 
 
 @functools.lru_cache(4)
 def _neighbour_weights(height, width):
     """Weight of each pixel's neighbours in its mean: sparse, symmetric (H·W, H·W)."""
-    index = np.arange(height * width).reshape(height, width)
-    edges = (
-        (index[:, :-1], index[:, 1:], 1 / 6), (index[:-1], index[1:], 1 / 6),
-        (index[:-1, :-1], index[1:, 1:], 1 / 12), (index[:-1, 1:], index[1:, :-1], 1 / 12),
-    )
-    weights = np.concatenate([np.full(a.size, weight) for a, _, weight in edges])
-    ends = [np.concatenate([edge[end].ravel() for edge in edges]) for end in (0, 1)]
-    half = sparse.csr_array((weights, ends), shape=(index.size, index.size))
-    return (half + half.T).tocsr()
+    across, down = (sparse.eye_array(side, k=1) + sparse.eye_array(side, k=-1) for side in (width, height))
+    return sparse.csr_array(sparse.kronsum(across, down) / 6 + sparse.kron(down, across) / 12)
 
 
 def _auc(predict, checked, n_steps, ends):
@@ -184,30 +169,28 @@ def _auc(predict, checked, n_steps, ends):
     if n_steps < 1:
         raise ValueError(f"Expected at least one step. Received: {n_steps}")
     counts = np.linspace(0, heatmaps[0].size, n_steps + 1).round()
-    turned = (
-        np.where((places < count)[..., None], after, before)
-        for (before, after), places in zip(map(ends, images), metrics.ranks(heatmaps), strict=True)
-        for count in counts
-    )
-    scores, _ = _ask(predict, turned, np.repeat(class_ids, n_steps + 1), images.dtype)
-    scores = scores.reshape(len(heatmaps), -1)
+    def turned(image, places):
+        before, after = ends(image)
+        return (np.where((places < count)[..., None], after, before) for count in counts)
+
+    scores, _ = _ask(predict, map(turned, images, metrics.ranks(heatmaps)), class_ids, images.dtype)
     area = trapezoid(scores, counts / counts[-1], axis=1)
     return np.where(metrics.is_flat(heatmaps), (scores[:, 0] + scores[:, -1]) / 2, area)
 
 
-def _ask(predict: Predict, images: Iterable, class_ids: np.ndarray, dtype: np.dtype):
-    """For M images the score of the class (M,), and whether it is the best (M,). Holds one batch of them at a time."""
-    images, scores, is_best = iter(images), [], []
-    for start in range(0, len(class_ids), BATCH_SIZE):
-        batch = np.stack(list(islice(images, BATCH_SIZE)))
-        own = class_ids[start : start + BATCH_SIZE]
+def _ask(predict, variants, class_ids, dtype):
+    """Of each image's V variants the score of the class (N, V), and whether it is the best; a batch at a time."""
+    pairs = ((variant, own) for group, own in zip(variants, class_ids, strict=True) for variant in group)
+    scores, is_best = [], []
+    while batch := list(islice(pairs, BATCH_SIZE)):
+        images, own = map(np.array, zip(*batch, strict=True))
         if np.issubdtype(dtype, np.integer):
-            batch = batch.round().clip(0, np.iinfo(dtype).max)
-        result = np.asarray(predict(batch.astype(dtype)))
-        if result.ndim != 2 or len(result) != len(batch):
-            raise ValueError(f"predict must return scores ({len(batch)}, K). Received: shape {result.shape}")
+            images = images.round().clip(0, np.iinfo(dtype).max)
+        result = np.asarray(predict(images.astype(dtype)))
+        if result.ndim != 2 or len(result) != len(images):
+            raise ValueError(f"predict must return scores ({len(images)}, K). Received: shape {result.shape}")
         if own.min() < 0 or own.max() >= result.shape[1]:
             raise ValueError(f"Class ids must lie in 0..{result.shape[1] - 1}. Received: {own.min()}..{own.max()}")
         scores.append(result[np.arange(len(own)), own].astype(np.float64))
         is_best.append(result.argmax(axis=1) == own)
-    return np.concatenate(scores), np.concatenate(is_best)
+    return [np.concatenate(values).reshape(len(class_ids), -1) for values in (scores, is_best)]

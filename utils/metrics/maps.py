@@ -39,15 +39,14 @@ def pointing_game(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def share_on_own_object(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Tell the classes of one image apart: of the heat on any of T objects, the share on each map's own, in [0, 1].
 
-    With s_tk the `heat_in_mask` of map t in mask k: Σ_t s_tt / Σ_tk s_tk. Maps that are the same for all classes score
-    1 / T. NaN where no map has heat on an object. Both are (N, T, H, W), the heat nowhere below 0: map t of an image
-    explains the class of its object t.
+    With s_tk the `heat_in_mask` of map t in mask k: Σ_t s_tt / Σ_tk s_tk; 1 / T for maps that are the same for all
+    classes, NaN where no map has heat on an object. Both are (N, T, H, W), the heat nowhere below 0; map t explains the
+    class of object t.
     """
     heatmaps, masks = np.asarray(heatmaps), np.asarray(masks)
     if heatmaps.ndim != 4 or masks.shape != heatmaps.shape:
-        raise ValueError(
-            f"Expected heat maps of shape (N, T, H, W) and as many masks. Received: {heatmaps.shape} and {masks.shape}"
-        )
+        received = f"{heatmaps.shape} and {masks.shape}"
+        raise ValueError(f"Expected heat maps of shape (N, T, H, W) and as many masks. Received: {received}")
     columns = range(heatmaps.shape[1])
     shares = np.array([[heat_in_mask(heatmaps[:, t], masks[:, k]) for k in columns] for t in columns])  # (T, T, N)
     own, total = np.trace(shares), shares.sum(axis=(0, 1))
@@ -64,8 +63,7 @@ def pixel_ap(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def pxap(heatmaps: np.ndarray, masks: np.ndarray) -> float:
     """PxAP (arXiv 2001.07437): average precision over the pixels of all images together, in [0, 1].
 
-    One threshold must serve all images, so heat has to be comparable between them. Images with an empty mask take
-    part: any heat in them is a false alarm. NaN if all masks are empty.
+    One threshold must serve all images. In those with an empty mask any heat is a false alarm. NaN if all are empty.
     """
     heatmaps, masks = check_masks(heatmaps, masks)
     return float(average_precision_score(masks.ravel(), heatmaps.ravel())) if masks.any() else np.nan
@@ -88,9 +86,9 @@ def best_iou(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def max_box_acc_v2(heatmaps: np.ndarray, masks: np.ndarray, *, min_ious: tuple[float, ...] = (0.3, 0.5, 0.7)) -> float:
     """MaxBoxAccV2 (arXiv 2001.07437): share of images whose object is found, mean over ``min_ious``.
 
-    Found: the box round some connected region hotter than a threshold and the box round the mask have at least that
-    intersection over union. Thresholds are `BOX_THRESHOLDS` of each map's own maximum; each of ``min_ious`` takes the
-    one that is best for all images. Images with an empty mask are left out; NaN if none remains.
+    Found: the box round some connected region hotter than a threshold has at least that intersection over union with
+    the box round the mask. Each of ``min_ious`` takes the one of `BOX_THRESHOLDS` that is best for all images. Images
+    with an empty mask are left out; NaN if none remains.
     """
     heatmaps, masks = check_masks(heatmaps, masks)
     ious = []  # of the best region's box, by image and threshold
@@ -122,14 +120,12 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
 def image_auroc(scores: np.ndarray, anomalous: np.ndarray) -> float:
     """Chance that a defective image scores higher than a normal one, ties count one half. NaN if one kind is missing.
 
-    Scores are finite float (N,), high for anomalous images; ``anomalous`` is bool (N,).
+    Scores are finite float (N,), ``anomalous`` is bool (N,).
     """
     scores, anomalous = np.asarray(scores), np.asarray(anomalous)
     if scores.ndim != 1 or not scores.size or anomalous.shape != scores.shape or anomalous.dtype != bool:
-        raise ValueError(
-            "Expected scores (N,), at least one, and as many bools. "
-            f"Received: scores of shape {scores.shape} and {anomalous.dtype} of shape {anomalous.shape}"
-        )
+        received = f"scores of shape {scores.shape} and {anomalous.dtype} of shape {anomalous.shape}"
+        raise ValueError(f"Expected scores (N,), at least one, and as many bools. Received: {received}")
     if not np.isfinite(scores).all():
         raise ValueError("Expected finite scores. Received: some with NaN or infinity")
     return float(roc_auc_score(anomalous, scores)) if 0 < anomalous.sum() < len(anomalous) else np.nan
@@ -145,8 +141,8 @@ def aupro(heatmaps: np.ndarray, masks: np.ndarray, *, max_fpr: float = 0.3) -> f
     """Area under the per-region overlap, in [0, 1] (Bergmann et al., MVTec AD, IJCV 2021).
 
     Each threshold gives a point: y is the share of a connected region (8 neighbours) that is hotter, mean over the
-    regions of all masks, so that a small defect counts as much as a large one; x is the share of pixels without a
-    defect that are hotter, up to ``max_fpr``. Trapezoidal rule; NaN where there is no region, or nothing but regions.
+    regions of all masks, large or small; x is the share of pixels without a defect that are hotter, up to ``max_fpr``.
+    Trapezoidal rule; NaN where there is no region, or nothing but regions.
 
     Example:
         >>> masks = np.array([[[False, True, True, False]]])
@@ -196,9 +192,8 @@ def hottest(heatmaps: np.ndarray, share: float) -> np.ndarray:
 def ranks(heatmaps: np.ndarray) -> np.ndarray:
     """Each pixel's place in the order of heat, 0 the hottest: int (N, H, W), every place taken once.
 
-    Among equally hot pixels, such as the zeros of a map, those nearer to heat come first: those that are hotter in the
-    map blurred by a Gaussian of σ = side / 4. Pixels that are equal even then, as in a flat map, follow an order that
-    was shuffled once for all maps: neither from left to right nor from top to bottom.
+    Among equally hot pixels, such as the zeros of a map, those nearer to heat come first: hotter in the map blurred by
+    a Gaussian of σ = side / 4. Pixels that are equal even then, as in a flat map, follow one shuffled order.
     """
     heatmaps = check_heatmaps(heatmaps)
     n, height, width = heatmaps.shape
@@ -237,14 +232,12 @@ def check_masks(heatmaps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np
     """Both as arrays; ValueError unless there is a bool mask for each heat map."""
     heatmaps, masks = check_heatmaps(heatmaps), np.asarray(masks)
     if masks.shape != heatmaps.shape or masks.dtype != bool:
-        raise ValueError(
-            f"Expected a bool mask for each heat map, shape {heatmaps.shape}. "
-            f"Received: {masks.dtype} of shape {masks.shape}"
-        )
+        received = f"{masks.dtype} of shape {masks.shape}"
+        raise ValueError(f"Expected a bool mask for each heat map, shape {heatmaps.shape}. Received: {received}")
     return heatmaps, masks
 
 
 def _boxes(pixels):
     """Boxes (R, 4) round the connected regions (8 neighbours)."""
-    stats = cv2.connectedComponentsWithStats(pixels.astype(np.uint8), connectivity=8)[2][1:]  # 0 is the background
+    stats = cv2.connectedComponentsWithStats(pixels.astype(np.uint8))[2][1:]  # 0 is the background
     return np.hstack([stats[:, :2], stats[:, :2] + stats[:, 2:4]])

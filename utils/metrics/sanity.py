@@ -15,8 +15,7 @@ def cascade(
 ) -> dict[str, np.ndarray]:
     """How similar maps remain while the network forgets: all its layers are shuffled, one by one, from the top down.
 
-    Within each of its arrays a layer's weights change places, so their distribution stays. Values near 1 mean that
-    the map does not depend on the layers shuffled so far.
+    Within each of its arrays a layer's weights change places, so their distribution stays.
 
     Args:
         explain: network → maps float (N, H, W), such as
@@ -25,8 +24,8 @@ def cascade(
             ValueError where one is not there or has no weights.
 
     Returns:
-        {layer: float (N,)}, from the top down: Spearman's rank correlation between the maps of the untouched network
-        and those after all layers down to this one were shuffled, in a copy; NaN where a map is constant.
+        {layer: float (N,)}, from the top down: `metrics.spearman` of the maps of the untouched network and of a copy
+        with all layers down to this one shuffled; near 1 where the map does not depend on them.
     """
     copy, rng = keras.models.clone_model(network), np.random.default_rng(seed)
     copy.set_weights(network.get_weights())
@@ -47,9 +46,8 @@ def cascade(
 def stored_weights(faster, images: np.ndarray) -> Explain:
     """``explain`` for `cascade` of ``faster.network``: the stored channel weights meet another network's feature maps.
 
-    Each image keeps its cluster, so that a map changes only because the feature maps do: with these weights the map
-    is bound to the network it was fitted on. ``faster`` is a `FasterGradCAM`, ``images`` uint8 RGB (N, H, W, 3) of any
-    size. Layers above the feature maps take no part.
+    Each image keeps its cluster, so that a map changes only because the feature maps do; layers above them take no
+    part. ``faster`` is a `FasterGradCAM`, ``images`` are uint8 RGB (N, H, W, 3) of any size.
     """
     clusters, resized = faster.explain(images).clusters, imaging.resize(images, *faster.input_size)
 
