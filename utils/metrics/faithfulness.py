@@ -66,8 +66,8 @@ def insertion_auc(
         >>> insertion_auc(lambda images: images[:, 8, 8, :1] / 255, images, heat, np.zeros(2, int)).round(2).tolist()
         [0.98, 0.57]
     """
-    size, checked = (2 * round(sigma) + 1,) * 2, _check(images, heatmaps, class_ids)
-    return _auc(predict, checked, n_steps, lambda image: (cv2.GaussianBlur(np.float32(image), size, sigma), image))
+    size, asked = (2 * round(sigma) + 1,) * 2, (images, heatmaps, class_ids)
+    return _auc(predict, asked, n_steps, lambda image: (cv2.GaussianBlur(np.float32(image), size, sigma), image))
 
 
 def deletion_auc(
@@ -78,8 +78,7 @@ def deletion_auc(
     As `insertion_auc`. 0 is black in images of 0..255; in the authors' own code, whose images are standardised, it is
     the mean colour of their data set.
     """
-    checked = _check(images, heatmaps, class_ids)
-    return _auc(predict, checked, n_steps, lambda image: (image, np.zeros_like(image)))
+    return _auc(predict, (images, heatmaps, class_ids), n_steps, lambda image: (image, np.zeros_like(image)))
 
 
 def road(
@@ -159,13 +158,13 @@ def _check(images, heatmaps, class_ids):
 @functools.lru_cache(4)
 def _neighbour_weights(height, width):
     """Weight of each pixel's neighbours in its mean: sparse, symmetric (H·W, H·W)."""
-    across, down = (sparse.eye_array(side, k=1) + sparse.eye_array(side, k=-1) for side in (width, height))
+    across, down = (sparse.diags_array([1.0, 1.0], offsets=[-1, 1], shape=(side, side)) for side in (width, height))
     return sparse.csr_array(sparse.kronsum(across, down) / 6 + sparse.kron(down, across) / 12)
 
 
-def _auc(predict, checked, n_steps, ends):
+def _auc(predict, asked, n_steps, ends):
     """Mean score while ends(image)[0] turns into ends(image)[1], the hottest pixels first."""
-    images, heatmaps, class_ids = checked
+    images, heatmaps, class_ids = _check(*asked)
     if n_steps < 1:
         raise ValueError(f"Expected at least one step. Received: {n_steps}")
     counts = np.linspace(0, heatmaps[0].size, n_steps + 1).round()

@@ -1,9 +1,8 @@
 """How good is a heat map beside a mask, or beside another map. Needs no network.
 
-Functions take heat maps float (N, H, W) and return one value per image, float (N,); an image without a value (its mask
-is empty) gets NaN. `pxap`, `max_box_acc_v2` and the measures of a detector of defects, AUROC and AUPRO, are defined
-over all images at once and return one float. All raise ValueError where shapes do not fit, a mask is not bool or heat
-is NaN.
+Functions take heat maps float (N, H, W) and return one value per image, float (N,), NaN where its mask is empty;
+`pxap`, `max_box_acc_v2` and the measures of a detector of defects, AUROC and AUPRO, return one float for all images
+together. All raise ValueError where shapes do not fit, a mask is not bool or heat is NaN.
 """
 
 import cv2
@@ -39,9 +38,8 @@ def pointing_game(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def share_on_own_object(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Tell the classes of one image apart: of the heat on any of T objects, the share on each map's own, in [0, 1].
 
-    With s_tk the `heat_in_mask` of map t in mask k: Σ_t s_tt / Σ_tk s_tk; 1 / T for maps that are the same for all
-    classes, NaN where no map has heat on an object. Both are (N, T, H, W), the heat nowhere below 0; map t explains the
-    class of object t.
+    With s_tk the `heat_in_mask` of map t in mask k: Σ_t s_tt / Σ_tk s_tk; 1 / T if all maps are the same, NaN if none
+    has heat on an object. Both are (N, T, H, W), the heat nowhere below 0; map t explains the class of object t.
     """
     heatmaps, masks = np.asarray(heatmaps), np.asarray(masks)
     if heatmaps.ndim != 4 or masks.shape != heatmaps.shape:
@@ -77,8 +75,7 @@ def best_iou(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     heat, mask = (np.take_along_axis(array, order, axis=1) for array in (heat, mask))
     inside = mask.cumsum(axis=1)  # of the k + 1 hottest pixels
     union = mask.sum(axis=1, keepdims=True) + np.arange(1, mask.shape[1] + 1) - inside
-    # A threshold separates the k-th pixel from the next only where the next is colder.
-    separable = (np.diff(heat, axis=1, append=-np.inf) < 0) & (heat > 0)
+    separable = (np.diff(heat, axis=1, append=-np.inf) < 0) & (heat > 0)  # by a threshold: the next pixel is colder
     best = np.where(separable, inside / union, 0).max(axis=1)
     return np.where(masks.any(axis=(1, 2)), best, np.nan)
 
