@@ -1,8 +1,7 @@
 """What may lie behind a hand: plain walls, wood, cloth, clutter, rooms. All painted from random numbers.
 
-Call `paint`; `colour` and `noise` serve other renderers too. Pictures are float32 RGB (S, S, 3) of about 0..255, not
-yet clipped: the camera does that. Most painters work on planes (S, S) and merge them at the end, because NumPy is slow
-when the last axis has only three entries.
+Pictures are float32 RGB (S, S, 3) of about 0..255, not yet clipped: the camera does that. Most painters work on planes
+(S, S) and merge them at the end, because NumPy is slow when the last axis has only three entries.
 """
 
 import math
@@ -44,8 +43,7 @@ def _wall(rng, size):
 
 def _texture(rng, size):
     cells = int(rng.integers(6, size // 2))
-    coloured = rng.uniform(0, 50) * noise(rng, size, cells, cells, channels=3)
-    coloured += _wall(rng, size)
+    coloured = rng.uniform(0, 50) * noise(rng, size, cells, cells, channels=3) + _wall(rng, size)
     coloured += cv2.merge([rng.uniform(10, 110) * noise(rng, size, cells, cells)] * 3)
     return coloured
 

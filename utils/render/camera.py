@@ -1,7 +1,6 @@
-"""A camera's effects on a picture: blur, motion, exposure, noise, JPEG, vignette.
+"""A camera's effects on a picture: blur, motion, exposure, noise, JPEG.
 
-A picture is float32 RGB (S, S, 3) of about 0..255, not yet clipped; an image is uint8 RGB (S, S, 3). Random numbers
-come from the generator ``rng`` alone: the same generator gives the same image.
+A picture is float32 RGB (S, S, 3) of about 0..255, not yet clipped; an image is uint8 RGB (S, S, 3).
 """
 
 import math
@@ -34,24 +33,6 @@ def motion_blur(picture: np.ndarray, length: float, angle: float) -> np.ndarray:
     return cv2.filter2D(picture, -1, kernel / kernel.sum())
 
 
-def vignette(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Light that fades from a place near the middle: float (S, S), at most 1."""
-    ramp = np.linspace(-1, 1, size, dtype=np.float32)
-    x0, y0 = rng.uniform(-0.3, 0.3, 2)
-    return 1 - rng.uniform(0.05, 0.2) * ((ramp - x0) ** 2 + ((ramp - y0) ** 2)[:, None]) / 2
-
-
-def add_noise(picture: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """The picture with Gaussian noise of that standard deviation: float64, not clipped."""
-    return picture + rng.normal(0, sigma, picture.shape)
-
-
-def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """The image after JPEG compression, quality 0..100."""
-    _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(file, cv2.IMREAD_COLOR)
-
-
 def photograph(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Exposure, white balance, motion or blur, noise: the picture, which is used up, as an image."""
     size = len(picture)
@@ -63,7 +44,7 @@ def photograph(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         picture = gauss(picture, rng.uniform(0.3, 0.9) * size / 96)
     picture = picture.reshape(size, -1)
     picture *= np.tile(gain, size)  # rows of RGBRGB…: quick for NumPy
-    # The quickest noise: random bytes, eight to a number, each looked up in a table of Gaussian values.
+    # The quickest noise: random bytes, eight to a number, each turned into a Gaussian value by a table.
     words = rng.integers(0, 2**64 - 1, picture.size // 8 + 1, np.uint64, endpoint=True)
     grain = words.view(np.uint8)[: picture.size].reshape(picture.shape)
     return cv2.add(picture, cv2.LUT(grain, GAUSSIAN[None] * rng.uniform(0, 7)), dtype=cv2.CV_8U).reshape(size, size, 3)
@@ -83,7 +64,8 @@ def spoil(image: np.ndarray, backgrounds: np.ndarray, *, rng: np.random.Generato
     elif blurred:
         image = motion_blur(image, side * rng.uniform(*MOTION), rng.uniform(0, math.pi))
     if noisy:
-        image = np.clip(add_noise(image, rng.uniform(*NOISE), rng), 0, 255).astype(np.uint8)
+        image = np.clip(image + rng.normal(0, rng.uniform(*NOISE), image.shape), 0, 255).astype(np.uint8)
     if compressed:
-        image = jpeg(image, int(rng.integers(*JPEG)))
+        _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG))])
+        image = cv2.imdecode(file, cv2.IMREAD_COLOR)
     return image

@@ -1,8 +1,8 @@
 """Artificial defects, made from normal images alone, to train a network that finds real ones.
 
 A drawn line, a stain, a patch or a thin scar of another place (CutPaste, arXiv 2104.04015), a piece erased or shifted a
-little. The mask marks the pixels that really changed: paper pasted on paper is no defect. Nothing depends on what the
-images show. Images are uint8 RGB (S, S, 3), masks bool (S, S), lengths in shares of the side S.
+little. The mask marks the pixels that really changed: paper pasted on paper is no defect. Lengths are in shares of the
+side S.
 """
 
 import math
@@ -19,16 +19,10 @@ TRIALS = 8  # to make a visible change
 def add_defect(
     image: np.ndarray, other: np.ndarray, *, kind: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A copy of a normal image with an artificial defect, and the defect's mask.
+    """A copy of a normal image, uint8 RGB (S, S, 3), with a defect of one of `KINDS`, and the mask, bool (S, S).
 
-    Args:
-        image: uint8 (S, S, 3).
-        other: another normal image of that size, or the same one; pasted pieces come from it.
-        kind: one of `KINDS`.
-
-    Returns:
-        uint8 (S, S, 3) and bool (S, S); the unchanged image and an empty mask if no trial changed it visibly, as in an
-        image of one colour.
+    Pasted pieces come from the other image, of that size or the same one. Where no trial changes anything visibly, as
+    in an image of one colour, the image stays and the mask is empty.
 
     Example:
         >>> from utils.render import defects
@@ -138,8 +132,7 @@ def _colour(image, other, rng):
 
 def _blob(side, rng, sizes):
     """An ellipse or a rectangle, turned and with an uneven border: float32 (S, S), 1 inside."""
-    plane = np.zeros((side, side), np.float32)
-    n = rng.choice([4, 40])
+    plane, n = np.zeros((side, side), np.float32), rng.choice([4, 40])
     turns = np.linspace(0, 2 * math.pi, n, endpoint=False)
     radii = side * rng.uniform(*sizes, (2, 1)) / 2 * (1 + rng.uniform(0, 0.4) * rng.uniform(-1, 1, n // 4).repeat(4))
     x, y = radii * (np.cos(turns), np.sin(turns))

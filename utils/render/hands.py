@@ -1,19 +1,15 @@
 """Janken hands, drawn from scratch: choki (scissors), gu (rock), pa (paper), each with an exact mask.
 
-Pose and viewpoint are drawn at random (`hand_pose`), the hand's capsules go through a z-buffer (`zbuffer`), and the
-buffer is shaded: its slope gives the light, its hollows the dark lines between fingers. Back and palm, left and right,
-foreshortening and occlusion all follow from the one skeleton.
+The capsules of a random pose and view (`hand_pose`) go through a `zbuffer`, which is shaded: its slope gives the light,
+its hollows the dark lines between fingers. No photo, texture or mesh is read.
 
     pose ─► view, capsules (px) ─► z-buffer + part ids ─► shade ─► composite ─► camera ─► image
                                              └─► mask
-
-No photo, texture or mesh is read.
 """
 
 import math
 from bisect import bisect
 from collections.abc import Sequence
-from functools import partial
 
 import cv2
 import numpy as np
@@ -21,7 +17,7 @@ import numpy as np
 from utils.render import backgrounds, camera, hand_pose, zbuffer
 from utils.render.camera import gauss
 from utils.render.hand_pose import FIRST_BONE, FOREARM, PALM, SLEEVE, TENDON, THUMB_BONE
-from utils.render.many import check_image_size, check_names, render_many
+from utils.render.many import check, render_many
 
 GESTURES = ("choki", "gu", "pa")  # scissors, rock, paper
 NONE = "none"  # background only
@@ -50,13 +46,13 @@ def render_hand(
     Args:
         gesture: one of `GESTURES`, or `NONE` for a background alone.
         image_size: S, side in pixels, 32..512.
-        variety: in (0, 1]. 1 is everything the renderer can; towards 0 hands stand upright, in the middle and of one
-            size, seen straight from the back or the palm, in front of plain surfaces. Light, skin and pose vary always.
+        variety: in (0, 1]. Towards 0 hands stand upright, in the middle and of one size, seen straight from the back or
+            the palm, in front of plain surfaces. Light, skin and pose vary always.
         tone: of the skin, from 0, very pale, to 1, very dark; None: any.
 
     Returns:
         The image, uint8 RGB (S, S, 3), and the mask, bool (S, S): where skin of hand and bare forearm covers at least
-        half of the pixel, before any blur; a sleeve does not count.
+        half of the pixel, before any blur.
     """
     _check((gesture,), image_size, variety=variety, tone=tone)
     picture = backgrounds.paint(rng, image_size, variety=variety, decoy=_skin_tone)
@@ -78,8 +74,7 @@ def render_hands(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Many hands, one per gesture: images, uint8 RGB (N, S, S, 3), and masks, bool (N, S, S).
 
-    Image i depends on seed, i, gestures[i] and the settings alone, so a longer list begins with the same images.
-    Settings and errors as in `render_hand`.
+    Settings and errors as in `render_hand`. Image i depends on them, seed, i and gestures[i] alone.
 
     Example:
         >>> from utils.render import hands
@@ -89,8 +84,7 @@ def render_hands(
     """
     gestures = list(gestures)
     _check(gestures, image_size, variety=variety, tone=tone)
-    render = partial(render_hand, image_size=image_size, variety=variety, tone=tone)
-    return render_many(render, gestures, image_size=image_size, seed=seed)
+    return render_many(render_hand, gestures, seed=seed, image_size=image_size, variety=variety, tone=tone)
 
 
 def render_background(rng: np.random.Generator, image_size: int = 96, *, variety: float = 1.0) -> np.ndarray:
@@ -100,8 +94,7 @@ def render_background(rng: np.random.Generator, image_size: int = 96, *, variety
 
 
 def _check(gestures, image_size, *, variety, tone=None):
-    check_names("gesture", gestures, (*GESTURES, NONE))
-    check_image_size(image_size, *SIZE_RANGE)
+    check("gesture", gestures, (*GESTURES, NONE), image_size=image_size, sizes=SIZE_RANGE)
     if not 0 < variety <= 1:
         raise ValueError(f"variety must lie in (0, 1]. Received: {variety!r}")
     if tone is not None and not 0 <= tone <= 1:
@@ -113,13 +106,12 @@ def _draw_hand(gesture, rng, size, light, *, variety, tone=None):
 
     Returns the box (two slices), colour float32 (h, w, 3), alpha float32 (h, w), mask bool (h, w), pixels per mm.
     """
-    canvas = max(size, CANVAS_SIDE)
-    squeeze = rng.uniform(0.75, 1.1)
+    width, squeeze = max(size, CANVAS_SIDE), rng.uniform(0.75, 1.1)
     squeeze = (1.0, 0.75, squeeze)[bisect((0.4, 0.75), rng.random())]  # 4:3 photos are made square
-    width, height = canvas, round(canvas * (1 + variety * (squeeze - 1)))
+    height = round(width * (1 + variety * (squeeze - 1)))
     hand = hand_pose.build_hand(gesture, rng)
     view = hand_pose.take_view(hand, gesture, rng, width=width, height=height, variety=variety)
-    # The box in pixels of the picture, with a margin for the blurs; it is drawn on a grid of about canvas pixels.
+    # The box in pixels of the picture, with a margin for the blurs; it is drawn on a grid as fine as the canvas.
     to_picture = np.array([size / width, size / height])
     reach = view.ends[..., 3:]
     low = ((view.ends[..., :2] - reach).min((0, 1)) - 4) * to_picture
@@ -133,23 +125,23 @@ def _draw_hand(gesture, rng, size, light, *, variety, tone=None):
     colour = _shade(view, depth, parts, rng, light=light, tone=tone)
     skin = ((parts > 0) & (parts != SLEEVE)).astype(np.float32)
     maps = colour, gauss((parts > 0).astype(np.float32), 0.7), skin
-    if canvas != size or height != width:
+    if not width == height == size:
         maps = (cv2.resize(plane, (high - low).tolist(), interpolation=cv2.INTER_AREA) for plane in maps)
     colour, alpha, skin = maps
     box = slice(low[1], high[1]), slice(low[0], high[0])
-    return box, colour, alpha, skin >= 0.5, view.scale * size / canvas
+    return box, colour, alpha, skin >= 0.5, view.scale * size / width
 
 
 def _smooth(values, inside, sigma):
     """Gaussian mean over the pixels inside (float32 0/1): float32 (H, W), 0 far from all of them."""
-    total, shape = values * inside, values.shape[::-1]
+    total, (height, width) = values * inside, values.shape
     if sigma >= 3:  # half the resolution will do
-        half = (max(shape[0] // 2, 1), max(shape[1] // 2, 1))
+        half = max(width // 2, 1), max(height // 2, 1)
         total, inside = (cv2.resize(plane, half, interpolation=cv2.INTER_AREA) for plane in (total, inside))
         sigma /= 2
     mean = gauss(total, sigma)
     mean /= gauss(inside, sigma) + 1e-4
-    return mean if mean.shape == values.shape else cv2.resize(mean, shape)
+    return mean if mean.shape == values.shape else cv2.resize(mean, (width, height))
 
 
 def _rasterise(view, width, height):

@@ -7,14 +7,13 @@ sides, x to the right and y down, angles in radians. No photo is read.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import cv2
 import numpy as np
 
-from utils.render import camera
 from utils.render.backgrounds import noise
-from utils.render.many import check_image_size, check_names, render_many
+from utils.render.camera import gauss
+from utils.render.many import check, render_many
 
 NORMAL = "normal"
 DEFECTS = ("extra stroke", "cross", "dot", "extra arc", "missing piece", "broken line")
@@ -35,9 +34,8 @@ def render_ring(
         difficulty: 0..1; from large and black defects on steady rings to small and pale ones on shaky rings.
 
     Returns:
-        The image, uint8 RGB (S, S, 3), and the mask, bool (S, S): pixels of which the defect covers at least half (in
-        tiny images, where no pixel reaches one half: the most covered pixels), before any blur; for missing line, the
-        pixels that it would cover. All False for a normal ring.
+        The image, uint8 RGB (S, S, 3), and the mask, bool (S, S): pixels that the defect, or the missing line, covers
+        at least half before any blur; where none reaches one half, the most covered pixels. All False if normal.
     """
     _check((kind,), image_size, difficulty)
     side = image_size * math.ceil(CANVAS_SIDE / image_size)
@@ -63,8 +61,7 @@ def render_rings(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Many rings, one per kind: images, uint8 RGB (N, S, S, 3), and masks, bool (N, S, S).
 
-    Image i depends on seed, i, kinds[i] and the settings alone, so a longer list begins with the same images.
-    Settings and errors as in `render_ring`.
+    Settings and errors as in `render_ring`. Image i depends on them, seed, i and kinds[i] alone.
 
     Example:
         >>> from utils.render import rings
@@ -74,13 +71,11 @@ def render_rings(
     """
     kinds = list(kinds)
     _check(kinds, image_size, difficulty)
-    render = partial(render_ring, image_size=image_size, difficulty=difficulty)
-    return render_many(render, kinds, image_size=image_size, seed=seed)
+    return render_many(render_ring, kinds, seed=seed, image_size=image_size, difficulty=difficulty)
 
 
 def _check(kinds, image_size, difficulty):
-    check_names("kind", kinds, (NORMAL, *DEFECTS))
-    check_image_size(image_size, *SIZE_RANGE)
+    check("kind", kinds, (NORMAL, *DEFECTS), image_size=image_size, sizes=SIZE_RANGE)
     if not 0 <= difficulty <= 1:
         raise ValueError(f"difficulty must lie in [0, 1]. Received: {difficulty!r}")
 
@@ -97,8 +92,7 @@ def _sample_ring(rng, difficulty):
     angles = start + np.linspace(0, 2 * math.pi + overlap, N_POINTS)
     shake = 0.3 + difficulty
     wobble = sum(rng.normal(0, 0.008 * shake) * np.cos(k * angles + rng.uniform(0, 2 * math.pi)) for k in (2, 3, 4, 5))
-    drift = rng.normal(0, 0.012 * shake) * np.linspace(-1, 1, N_POINTS)
-    r = radius * (1 + wobble + drift)
+    r = radius * (1 + wobble + rng.normal(0, 0.012 * shake) * np.linspace(-1, 1, N_POINTS))
     lean, flat = rng.uniform(0, math.pi), rng.uniform(0.85, 1)
     x, y = r * np.cos(angles), flat * r * np.sin(angles)
     points = np.stack([math.cos(lean) * x - math.sin(lean) * y, math.sin(lean) * x + math.cos(lean) * y], axis=1)
@@ -117,7 +111,8 @@ def _sample_defect(kind, rng, ring, *, width, difficulty):
     centre = ring.mean(axis=0)
     place = ring[rng.integers(N_POINTS // 8, N_POINTS - N_POINTS // 8)]  # away from where the ends meet
     if kind == "extra stroke":
-        half, angle = between((0.2, 0.3), (0.08, 0.16)), _angle(place - centre) + rng.uniform(-0.9, 0.9)
+        x, y = place - centre
+        half, angle = between((0.2, 0.3), (0.08, 0.16)), math.atan2(y, x) + rng.uniform(-0.9, 0.9)
         return [_line(place + rng.normal(0, 0.02, 2), half, angle, rng.normal(0, 0.02))], []
     if kind == "cross":
         half, angle = between((0.05, 0.08), (0.03, 0.045)), rng.uniform(0, math.pi)
@@ -148,18 +143,14 @@ def _sample_defect(kind, rng, ring, *, width, difficulty):
     return [], []
 
 
-def _angle(vector):
-    return math.atan2(vector[1], vector[0])
 
-
-def _direction(angle):
-    return np.array([math.cos(angle), math.sin(angle)])
 
 
 def _line(middle, half, angle, bend):
     """A slightly bent line: float (20, 2)."""
-    along = np.linspace(-1, 1, 20)[:, None]
-    return middle + half * along * _direction(angle) + bend * (1 - along**2) * _direction(angle + math.pi / 2)
+    place = np.linspace(-1, 1, 20)[:, None]
+    along, across = (np.array([math.cos(turn), math.sin(turn)]) for turn in (angle, angle + math.pi / 2))
+    return middle + half * place * along + bend * (1 - place**2) * across
 
 
 def _draw(plane, points, widths):
@@ -174,7 +165,9 @@ def _draw(plane, points, widths):
 def _photograph(ink, rng):
     """Paper under the ink, float (S, S) in 0..1, as a camera sees it: uint8 RGB (S, S, 3)."""
     size = len(ink)
-    light = camera.vignette(size, rng)
+    ramp = np.linspace(-1, 1, size, dtype=np.float32)
+    x0, y0 = rng.uniform(-0.3, 0.3, 2)
+    light = 1 - rng.uniform(0.05, 0.2) * ((ramp - x0) ** 2 + ((ramp - y0) ** 2)[:, None]) / 2  # a vignette
     light += rng.uniform(0, 0.04) * noise(rng, size, 4, 4)
     paper = rng.uniform(222, 248) + rng.normal(0, 3, 3)
     marker = rng.uniform(18, 48) + rng.normal(0, 4, 3)
@@ -182,7 +175,7 @@ def _photograph(ink, rng):
     specks = np.zeros((size, size), np.float32)
     for _ in range(rng.poisson(3)):  # dust: far smaller and paler than a dot
         specks[tuple(rng.integers(0, size, 2))] = rng.uniform(0.05, 0.25)
-    soft = camera.gauss(np.maximum(ink.astype(np.float32), specks), rng.uniform(0.3, 0.6) * size / 96)[..., None]
+    soft = gauss(np.maximum(ink.astype(np.float32), specks), rng.uniform(0.3, 0.6) * size / 96)[..., None]
     picture = (paper + soft * (marker - paper)) * light[..., None]
-    picture = camera.add_noise(picture, rng.uniform(0.5, 2.5), rng)
+    picture += rng.normal(0, rng.uniform(0.5, 2.5), picture.shape)
     return np.clip(np.round(picture), 0, 255).astype(np.uint8)

@@ -3,14 +3,13 @@
     bit   31   30 ... 23   22 ... 5            4 ... 0
           sign exponent    mantissa of depth   part id (0..31)
 
-A part id takes the place of the last five bits of its depth: one maximum settles both, and depths are still good to
-five digits.
+One maximum settles both, and depths are still good to five digits.
 """
 
 import cv2
 import numpy as np
 
-PART_BITS = 0b11111  # of a depth's 32 bits: they hold the part id
+PART_BITS = 0b11111
 EMPTY = -131072.0  # a depth behind everything, of part 0
 BATCH = 8  # capsules at a time
 PIXELS = np.arange(1024, dtype=np.float32)  # coordinates, ready made; a canvas is no larger
@@ -26,10 +25,9 @@ def draw_capsules(buffer: np.ndarray, ends: np.ndarray, part: np.ndarray) -> Non
     high = np.clip((ends[..., :2] + ends[..., 3:]).max(1) + 2, 0, (width, height)).astype(int)
     extent = high - low
     area = extent.prod(1)
-    # Capsules of like size are computed together, each in its own window: that is quicker.
     order = np.argsort(area)[np.count_nonzero(area == 0) :]
     for first in range(0, len(order), BATCH):
-        batch = order[first : first + BATCH]
+        batch = order[first : first + BATCH]  # of like size, each in its own window
         tops = _tops(ends[batch], part[batch], low[batch], extent[batch].max(0).tolist())
         for top, (x, y), (columns, rows) in zip(tops, low[batch].tolist(), extent[batch].tolist(), strict=True):
             window = buffer[y : y + rows, x : x + columns]
