@@ -19,12 +19,12 @@ FINGER_RADII = np.array([[10.4, 9.3, 8.2, 6.6], [10.5, 9.5, 8.4, 6.8], [10, 9, 7
 THUMB_ROOT = np.array([20, 20, -8], float)
 THUMB_LENGTHS = np.array([[45], [33], [21]], float)  # metacarpal, proximal, distal
 THUMB_RADII = np.array([12, 10, 7.4])  # at the last three joints
-HEEL = np.array([[-18, 16, -7], [-31, 56, -6]], float)  # the pad below the little finger
+
 FOLD = 0.5 * (CARPALS[0] + KNUCKLES[0])  # the skin between thumb and index finger is anchored here
 PALM_CAPSULES = [  # start, end, radii; a pose sets the ends of WEBS and BALL and the starts of FOLDS
     *((CARPALS[i], KNUCKLES[i] - (0, 3, 1), 15.5, 12.5) for i in range(4)),
     *((KNUCKLES[i] - (0, 8, 2), KNUCKLES[i], 12, 9) for i in range(4)),
-    (HEEL[0], HEEL[1], 16, 13),
+    ((-18, 16, -7), (-31, 56, -6), 16, 13),  # the pad below the little finger
     (THUMB_ROOT, THUMB_ROOT, 17, 13),
     (THUMB_ROOT, FOLD + (6, -15, -4), 9, 10),
     (THUMB_ROOT, FOLD + (6, 8, -4), 6, 8),
@@ -103,15 +103,13 @@ def build_hand(gesture: str, rng: np.random.Generator) -> Hand:
     ends = KNUCKLES[:, None] + np.cumsum(along * lengths[..., None], 1)
     starts = ends - along * lengths[..., None]
     finger_radii = np.stack([FINGER_RADII[:, :3], FINGER_RADII[:, 1:]], -1)  # (4, 3, 2)
-
     thumb_ends = THUMB_ROOT + np.cumsum(thumb[:3] * THUMB_LENGTHS, 0)
     thumb_back = _unit(thumb[3] - (thumb[1:3] @ thumb[3])[:, None] * thumb[1:3])
-
+    thumb_radii = np.stack([THUMB_RADII[:2], THUMB_RADII[1:]], 1)
     palm_start, palm_end = PALM_START.copy(), PALM_END.copy()
     palm_end[WEBS] = KNUCKLES + 13 * along[:, 0] - 2 * back[:, 0]
     palm_end[BALL] = thumb_ends[0]
     palm_start[FOLDS] = THUMB_ROOT + np.outer((30, 40), thumb[0])
-    thumb_radii = np.stack([THUMB_RADII[:2], THUMB_RADII[1:]], 1)
     return Hand(
         start=np.concatenate([palm_start, starts.reshape(12, 3), thumb_ends[:2]]),
         end=np.concatenate([palm_end, ends.reshape(12, 3), thumb_ends[1:]]),
@@ -142,8 +140,7 @@ def _rotation(yaw, pitch, roll):
 def _sample_view(gesture, rng, variety):
     """Rotation from hand to camera axes (3, 3) and the direction of the forearm in camera axes (3,)."""
     any_way = rng.random() < 0.35 * variety  # sideways, or downward
-    roll = rng.uniform(-180, 180) if any_way else min(max(rng.normal(0, 18), -40), 40)
-    roll *= variety
+    roll = variety * (rng.uniform(-180, 180) if any_way else min(max(rng.normal(0, 18), -40), 40))
     if gesture == "gu" and rng.random() < 0.33 * variety:  # a fist towards the camera, the back of the hand up
         rotation = _rotation(180 + rng.normal(0, 14), rng.uniform(38, 78), roll / 2)
         arm = 0.8 * _unit(rotation[:, 1] * (-1, -1, -0.3)) + (rng.normal(0, 0.9), -0.8, -0.2)
@@ -158,8 +155,7 @@ def _sample_view(gesture, rng, variety):
 def _build_arm(rotation, arm, rng):
     """The forearm's capsules in camera axes: start (k, 3), end (k, 3), radius (k, 2), part (k,); a sleeve is last."""
     side = _unit(rotation[:, 0] - (rotation[:, 0] @ arm) * arm)
-    start = np.outer((-10, 10), side) - 4 * arm
-    end = np.outer((-19, 19), side) + FOREARM_LENGTH * arm
+    start, end = np.outer((-10, 10), side) - 4 * arm, np.outer((-19, 19), side) + FOREARM_LENGTH * arm
     radius, part = rng.uniform(0.9, 1.12) * np.array([[19, 34], [19, 34]]), [FOREARM] * 2
     if rng.random() < 0.25:
         cuff = rng.uniform(10, 150)
@@ -187,9 +183,8 @@ def take_view(hand: Hand, gesture: str, rng: np.random.Generator, *, width: int,
     seen = look(ends)
     joints = seen[len(arm_part) :, :, :2].reshape(-1, 2)
     low, high = joints.min(0) - 10, joints.max(0) + 10
-    share = rng.triangular(0.35, 0.65, 0.85) if gesture == "gu" else rng.triangular(0.45, 0.8, 1.1)  # of the frame
-    usual = 0.75 if gesture == "gu" else 0.95
-    share = usual + variety * (share - usual)
+    usual, *spread = (0.75, 0.35, 0.65, 0.85) if gesture == "gu" else (0.95, 0.45, 0.8, 1.1)
+    share = usual + variety * (rng.triangular(*spread) - usual)  # of the frame
     scale = float(share * min(width, height) / (high - low).max())
     centre = np.array([width, height]) * (0.5 + np.clip(rng.normal(0, 0.1, 2), -0.2, 0.2) * (1.3 - share) * variety)
     to_pixels, origin = np.array([scale, -scale]), centre - (low + high) / 2 * (scale, -scale)

@@ -55,7 +55,7 @@ def render_hand(
         half of the pixel, before any blur.
     """
     _check((gesture,), image_size, variety=variety, tone=tone)
-    picture = backgrounds.paint(rng, image_size, variety=variety, decoy=_skin_tone)
+    picture = backgrounds.paint(rng, image_size, variety=variety, decoy=lambda rng: _skin_colour(rng)[0])
     mask = np.zeros((image_size, image_size), bool)
     if gesture == NONE:
         return camera.photograph(picture, rng), mask
@@ -89,11 +89,10 @@ def render_hands(
 
 def render_background(rng: np.random.Generator, image_size: int = 96, *, variety: float = 1.0) -> np.ndarray:
     """An image without a hand, uint8 RGB (S, S, 3); arguments as of `render_hand`."""
-    _check((), image_size, variety=variety)
-    return camera.photograph(backgrounds.paint(rng, image_size, variety=variety, decoy=_skin_tone), rng)
+    return render_hand(NONE, rng, image_size=image_size, variety=variety)[0]
 
 
-def _check(gestures, image_size, *, variety, tone=None):
+def _check(gestures, image_size, *, variety, tone):
     check("gesture", gestures, (*GESTURES, NONE), image_size=image_size, sizes=SIZE_RANGE)
     if not 0 < variety <= 1:
         raise ValueError(f"variety must lie in (0, 1]. Received: {variety!r}")
@@ -202,9 +201,7 @@ def _skin_colour(rng, tone=None):
     return 255.0 * cv2.cvtColor(np.float32([[lab, palm]]), cv2.COLOR_LAB2RGB)[0]
 
 
-def _skin_tone(rng):
-    """Colour of the back of one random hand: float RGB (3,) in 0..255."""
-    return _skin_colour(rng)[0]
+
 
 
 def _sample_light(rng):
