@@ -1,6 +1,6 @@
 """Image classifiers with 1,000 ImageNet classes, for Grad-CAM at any layer: images 0..255 in, logits out.
 
-Most are networks of keras.applications; their preprocessing is inside, and their layers have names that stay the same.
+Most are networks of keras.applications. Their preprocessing is inside, and their layers have names that stay the same.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from utils.networks.embedding import find_weights, imagenet_folder, is_offline, 
 from utils.repro import keras
 
 applications, layers = keras.applications, keras.layers
-
 N_CLASSES = 1000
 # Mean and deviation of ImageNet's pixels, RGB in [0, 1].
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -157,14 +156,11 @@ def class_names() -> list[str]:
 
 def _sides(name, image_size):
     """Height and width, None where any will do."""
-    network = NETWORKS[name]
-    size = network.image_size if image_size is None else image_size
+    smallest, size = NETWORKS[name].smallest, NETWORKS[name].image_size if image_size is None else image_size
     sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(sides) != 2 or not all(s is None or isinstance(s, int) and s >= network.smallest for s in sides):
-        raise ValueError(
-            f"{name} takes images of at least {network.smallest} pixels a side: image_size is a whole number, or a "
-            f"height and a width. Received: {image_size!r}"
-        )
+    if len(sides) != 2 or not all(s is None or isinstance(s, int) and s >= smallest for s in sides):
+        expected = f"at least {smallest} pixels a side: image_size is a whole number, or a height and a width"
+        raise ValueError(f"{name} takes images of {expected}. Received: {image_size!r}")
     return sides
 
 
@@ -211,12 +207,12 @@ def _copy_published(network, source, model):
 
     VGG's first dense layer may be a convolution here, and MobileNetV3's last convolutions are dense.
     """
-    side = network.image_size
-    published = network.build(weights=str(source), input_shape=(side, side, 3), classifier_activation=None)
-    with_weights = [
-        [layer for layer in m.layers if layer.weights and not isinstance(layer, layers.Normalization)]
-        for m in (published, model)
-    ]
-    for original, layer in zip(*with_weights, strict=True):
+
+    def filled(network):
+        return [layer for layer in network.layers if layer.weights and not isinstance(layer, layers.Normalization)]
+
+    shape = (network.image_size, network.image_size, 3)
+    published = network.build(weights=str(source), input_shape=shape, classifier_activation=None)
+    for original, layer in zip(filled(published), filled(model), strict=True):
         values = zip(original.get_weights(), layer.weights, strict=True)
         layer.set_weights([value.reshape(weight.shape) for value, weight in values])

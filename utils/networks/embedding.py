@@ -1,8 +1,8 @@
 """The embedding network: images 0..255 → embedding; and networks of keras.applications, rebuilt with lasting names.
 
-MobileNetV2 (arXiv 1801.04381) or MobileNetV3 (arXiv 1905.02244) with its preprocessing inside, global average pooling
-and one dense layer; or a small residual network (arXiv 1512.03385), which learns from scratch in a minute on a CPU:
-there, gradients of full convolutions take a fifth of the time of those of depthwise ones.
+MobileNetV2 (arXiv 1801.04381) or MobileNetV3 (arXiv 1905.02244), or a small residual network (arXiv 1512.03385), which
+learns from scratch in a minute on a CPU: there, gradients of full convolutions take a fifth of the time of those of
+depthwise ones. Preprocessing is inside; global average pooling and one dense layer follow.
 """
 
 import functools
@@ -30,7 +30,7 @@ NAMED_AFTER_FRONT = ("activation", "add", "multiply", "re_lu")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network of keras.applications, made of inverted residual blocks."""
+    """A network that is called like those of keras.applications."""
 
     build: Callable[..., keras.Model]
     default_layer: str  # in the original network the last layer at 1/16 of the image's resolution
@@ -39,7 +39,7 @@ class Backbone:
 
 
 def small_resnet(input_tensor, input_shape, alpha, include_top, weights):
-    """Four stages, each of half the resolution of the one before; called like the networks of keras.applications."""
+    """Four stages, each of half the resolution of the one before."""
     if weights is not None:
         raise Exception("nobody publishes any")  # as Keras does where it has none
 
@@ -97,7 +97,6 @@ class Spec:
 
     @property
     def default_layer(self) -> str:
-        """The layer that Grad-CAM uses by default."""
         return self.last_layer or BACKBONES[self.backbone].default_layer
 
     def asdict(self) -> dict:
@@ -111,10 +110,9 @@ def embedding_network(
 
     ``weights`` are None (random), ``"imagenet"`` (a file in ``$IMAGENET_WEIGHTS``, else Keras' own download), or the
     path of a ``.weights.h5`` / ``.h5`` file of keras.applications' backbone without top. The network has an attribute
-    ``spec`` and a layer "embedding" at its end. With weights given, its BatchNormalization layers are frozen: the
-    published statistics are better than those of a few hundred photos, and in files with the batch norm folded into the
-    kernels they must not be trained at all. The layers at a finer stride than 8 are frozen, too: they know edges and
-    colours, and training takes a third of the time.
+    ``spec`` and a layer "embedding" at its end. With weights given, batch norms are frozen: their statistics are better
+    than those of a few hundred photos, and where they are folded into the kernels training would spoil them. Layers at
+    a finer stride than 8 are frozen, too: they know edges and colours, and training takes a third of the time.
 
     Example:
         >>> embedding_network(Spec("small_resnet", image_size=32), seed=1).output_shape
@@ -159,8 +157,7 @@ def _spread_strides(backbone, output_stride):
     Where they are fine enough, a block gets stride 1, and the depthwise kernels behind it are spread ("atrous"), so
     that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv 1606.00915).
     """
-    changes = {}
-    stride, dilation = 2, 1  # behind the first convolution
+    changes, stride, dilation = {}, 2, 1  # behind the first convolution
     for layer in (layer for layer in backbone.layers if isinstance(layer, layers.DepthwiseConv2D)):
         changes[layer.name] = {"dilation_rate": (dilation, dilation)}
         if layer.strides == (2, 2) and stride < output_stride:
@@ -175,13 +172,13 @@ def _spread_strides(backbone, output_stride):
 
 def _copy_weights(backbone, spec, weights):
     """Fill the backbone from keras.applications' model of those weights, layer by layer; freeze the batch norms."""
-    what, file = f"{spec.backbone} without top at alpha {spec.alpha}", f"{spec.backbone}_{spec.alpha}_imagenet_no_top"
-    source = find_weights(weights, what, file_names=[f"{file}.weights.h5"])
-    original = BACKBONES[spec.backbone]
+    what, original = f"{spec.backbone} without top at alpha {spec.alpha}", BACKBONES[spec.backbone]
+    file_name = f"{spec.backbone}_{spec.alpha}_imagenet_no_top.weights.h5"
+    source = find_weights(weights, what, file_names=[file_name])
     size = spec.image_size if spec.image_size in original.published_sizes else 224  # kernels do not depend on the size
+    how = {"input_shape": (size, size, 3), "alpha": spec.alpha, "include_top": False}
     try:
-        how = {"alpha": spec.alpha, "include_top": False, "weights": str(source)}
-        published = original.build(input_shape=(size, size, 3), **how)
+        published = original.build(weights=str(source), **how)
     except Exception as error:  # Keras raises a bare Exception where its download fails
         raise ValueError(f"Cannot load {source}: expected weights of {what}: {str(error).splitlines()[0]}") from error
     for layer in published.layers:
@@ -196,8 +193,7 @@ def _copy_weights(backbone, spec, weights):
 def rebuild(model: keras.Model, *, initializer: Callable, changes: Mapping[str, dict]) -> keras.Model:
     """A copy of a functional model in which no layer's name depends on what the process built before.
 
-    ``initializer`` maps a layer with a kernel to the kernel's initializer, asked in order; ``changes`` holds, by layer
-    name, new entries of its config.
+    ``initializer`` gives for a layer, in order, that of its kernel; ``changes`` holds new config entries by layer name.
     """
     names = _lasting_names(model)
 
@@ -217,9 +213,9 @@ def front(operation) -> keras.Operation:
 
 
 def _lasting_names(model):
-    """{name in the model: lasting name}. An unnamed activation is called after the layer in front of it.
+    """{name in the model: lasting name}. An unnamed activation is called after the named layer in front of it.
 
-    The other unnamed layers, and the activations behind them, keep their kind and count from 0, as in a new process.
+    Other unnamed layers keep their kind and count from 0, as in a new process.
     """
     names = {operation.name: operation.name for operation in model.operations}
     unnamed = [(o, *match.groups("0")) for o in model.operations if (match := AUTO_NAME.fullmatch(o.name))]
@@ -238,7 +234,7 @@ def find_weights(
 ) -> Path | str:
     """The path of a weights file: the given one, or for "imagenet" one of the file_names in ``$IMAGENET_WEIGHTS``.
 
-    Returns "imagenet" if Keras has published weights to download; FileNotFoundError if it has not, or must not.
+    Without one "imagenet", to be downloaded; FileNotFoundError if Keras has published none, or must not.
     """
     if weights != "imagenet":
         if not Path(weights).is_file():
@@ -248,15 +244,11 @@ def find_weights(
     if folder and (files := [folder / file for file in file_names if (folder / file).is_file()]):
         return files[0]
     if not published:
-        raise FileNotFoundError(
-            f"Keras publishes no weights of {name}: put {' or '.join(file_names)} into $IMAGENET_WEIGHTS, or name the "
-            "file instead of 'imagenet'."
-        )
+        hint = f"put {' or '.join(file_names)} into $IMAGENET_WEIGHTS, or name the file instead of 'imagenet'"
+        raise FileNotFoundError(f"Keras publishes no weights of {name}: {hint}.")
     if is_offline():
-        raise FileNotFoundError(
-            f"No file {file_names[0]} in $IMAGENET_WEIGHTS, and FASTER_GRAD_CAM_OFFLINE=1 forbids the download; put "
-            "the file there, or take weights=None."
-        )
+        reason = f"No file {file_names[0]} in $IMAGENET_WEIGHTS, and FASTER_GRAD_CAM_OFFLINE=1 forbids the download"
+        raise FileNotFoundError(f"{reason}; put the file there, or take weights=None.")
     return "imagenet"
 
 

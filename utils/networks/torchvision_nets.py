@@ -15,9 +15,9 @@ import numpy as np
 from utils.repro import keras
 
 layers, ops = keras.layers, keras.ops
-
-# The data types of a safetensors file that weights come in.
-SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}
+SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}  # its data types that weights come in
+# Axes of torchvision's arrays in the order of Keras: (out, in, h, w) → (h, w, in, out), (C, 1, h, w) → (h, w, C, 1).
+AXES, DEPTHWISE_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}, (2, 3, 0, 1)
 
 
 @keras.saving.register_keras_serializable("faster_grad_cam")
@@ -44,7 +44,7 @@ class ShuffleChannels(layers.Layer):
 def _convolve(maps, channels, size, names, *, stride=1):
     """Convolution (depthwise where channels is None) without bias, batch norm and, if it has a name, ReLU."""
     convolution, norm, *relu = names
-    if stride > 1 and size > 1:  # here "same" would pad one side more than the other
+    if stride > 1 and size > 1:  # "same" would pad one side more than the other
         maps = layers.ZeroPadding2D(size // 2, name=f"{convolution}_pad")(maps)
     kind = layers.DepthwiseConv2D if channels is None else functools.partial(layers.Conv2D, channels)
     maps = kind(size, stride, "same" if stride == 1 else "valid", use_bias=False, name=convolution)(maps)
@@ -105,9 +105,8 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ModuleNotFoundError:
-        raise ValueError(
-            f"A .pth file is read by PyTorch: pip install torch, or save the weights as .safetensors. Received: {path}"
-        ) from None
+        hint = "pip install torch, or save the weights as .safetensors"
+        raise ValueError(f"A .pth file is read by PyTorch: {hint}. Received: {path}") from None
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         return {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -117,21 +116,19 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path):
     """8 bytes: length of the header; the header, JSON: type, shape and place of each tensor; then their values."""
-    data = path.read_bytes()
+    data, tensors = path.read_bytes(), {}
+    start = 8 + int.from_bytes(data[:8], "little")
     try:
-        start = 8 + int.from_bytes(data[:8], "little")
         entries = json.loads(data[8:start])
         entries.pop("__metadata__", None)
-        tensors = {}
         for name, entry in entries.items():
             first, last = entry["data_offsets"]
             values = np.frombuffer(data[start + first : start + last], SAFETENSORS[entry["dtype"]])
             tensors[name] = values.reshape(entry["shape"])
-        return tensors
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"Expected a whole safetensors file with tensors of the types {', '.join(SAFETENSORS)}. Received: {path}"
-        ) from error
+        expected = f"a whole safetensors file with tensors of the types {', '.join(SAFETENSORS)}"
+        raise ValueError(f"Expected {expected}. Received: {path}") from error
+    return tensors
 
 
 def assign_state_dict(network: keras.Model, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -158,16 +155,7 @@ def _variables(network):
     variables = {}
     for layer in network.layers:
         name = "fc" if layer.name == "predictions" else layer.name.replace("_", ".")
-        match layer:
-            case layers.DepthwiseConv2D():
-                variables[f"{name}.weight"] = layer.kernel, (2, 3, 0, 1)  # (C, 1, h, w) → (h, w, C, 1)
-            case layers.Conv2D():
-                variables[f"{name}.weight"] = layer.kernel, (2, 3, 1, 0)  # (out, in, h, w) → (h, w, in, out)
-            case layers.Dense():
-                variables[f"{name}.weight"] = layer.kernel, (1, 0)  # (out, in) → (in, out)
-                variables[f"{name}.bias"] = layer.bias, (0,)
-            case layers.BatchNormalization():
-                variables[f"{name}.weight"], variables[f"{name}.bias"] = (layer.gamma, (0,)), (layer.beta, (0,))
-                variables[f"{name}.running_mean"] = layer.moving_mean, (0,)
-                variables[f"{name}.running_var"] = layer.moving_variance, (0,)
+        for part, variable in zip(("weight", "bias", "running_mean", "running_var"), layer.weights, strict=False):
+            is_depthwise = isinstance(layer, layers.DepthwiseConv2D)
+            variables[f"{name}.{part}"] = variable, DEPTHWISE_AXES if is_depthwise else AXES[len(variable.shape)]
     return variables
