@@ -9,13 +9,7 @@ from statistics import NormalDist
 import cv2
 import numpy as np
 
-# Of `spoil`.
-CHANCE = 0.3  # probability of each effect at full strength
-BLUR = (0.005, 0.015)  # standard deviation, of the image's side, of one blur in two
-MOTION = (0.01, 0.06)  # of the image's side, either way, in the other
-NOISE = (2.0, 12.0)  # standard deviation, of 255
-JPEG = (20, 80)  # quality
-PATCH = (0.1, 0.35)  # side, of the image's side
+CHANCE = 0.3  # probability of each effect of `spoil` at full strength
 GAUSSIAN = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)  # of a random byte
 
 
@@ -55,17 +49,17 @@ def spoil(image: np.ndarray, backgrounds: np.ndarray, *, rng: np.random.Generato
     side = len(image)
     blurred, noisy, compressed, covered = rng.random(4) < strength * CHANCE
     if covered:
-        width, height = (side * rng.uniform(*PATCH, 2)).astype(int)
+        width, height = (side * rng.uniform(0.1, 0.35, 2)).astype(int)
         x, y = rng.integers(0, (side - width, side - height))
         other = backgrounds[rng.integers(len(backgrounds))]
         image[y : y + height, x : x + width] = other[y : y + height, x : x + width]
     if blurred and rng.random() < 0.5:
-        image = cv2.GaussianBlur(image, (0, 0), side * rng.uniform(*BLUR))
+        image = cv2.GaussianBlur(image, (0, 0), side * rng.uniform(0.005, 0.015))
     elif blurred:
-        image = motion_blur(image, side * rng.uniform(*MOTION), rng.uniform(0, math.pi))
+        image = motion_blur(image, side * rng.uniform(0.01, 0.06), rng.uniform(0, math.pi))
     if noisy:
-        image = np.clip(image + rng.normal(0, rng.uniform(*NOISE), image.shape), 0, 255).astype(np.uint8)
+        image = np.clip(image + rng.normal(0, rng.uniform(2, 12), image.shape), 0, 255).astype(np.uint8)
     if compressed:
-        _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG))])
+        _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 80))])
         image = cv2.imdecode(file, cv2.IMREAD_COLOR)
     return image

@@ -201,9 +201,6 @@ def _skin_colour(rng, tone=None):
     return 255.0 * cv2.cvtColor(np.float32([[lab, palm]]), cv2.COLOR_LAB2RGB)[0]
 
 
-
-
-
 def _sample_light(rng):
     """Direction towards the light (x right, y down, z to the viewer; mostly from above) and the ambient share."""
     angle, slant = math.radians(rng.normal(-90, 60)), rng.uniform(0.35, 0.85)

@@ -143,9 +143,6 @@ def _sample_defect(kind, rng, ring, *, width, difficulty):
     return [], []
 
 
-
-
-
 def _line(middle, half, angle, bend):
     """A slightly bent line: float (20, 2)."""
     place = np.linspace(-1, 1, 20)[:, None]
