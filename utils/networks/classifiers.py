@@ -18,8 +18,7 @@ from utils.repro import keras
 
 applications, layers = keras.applications, keras.layers
 N_CLASSES = 1000
-# Mean and deviation of ImageNet's pixels, RGB in [0, 1].
-MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet's RGB in [0, 1]
 
 
 @keras.saving.register_keras_serializable("faster_grad_cam")
@@ -30,11 +29,10 @@ class RescaledBGR(layers.Rescaling):
         return super().call(keras.ops.flip(images, axis=-1))
 
 
+TORCH_SCALE, TORCH_OFFSET = (1 / 255 / DEVIATION).tolist(), (-MEAN / DEVIATION).tolist()
 PREPROCESSING = {
     "caffe": lambda: RescaledBGR(1.0, [-103.939, -116.779, -123.68], name="preprocessing"),
-    "torch": lambda: layers.Rescaling(
-        (1 / 255 / DEVIATION).tolist(), (-MEAN / DEVIATION).tolist(), name="preprocessing"
-    ),
+    "torch": lambda: layers.Rescaling(TORCH_SCALE, TORCH_OFFSET, name="preprocessing"),
     "tf": lambda: layers.Rescaling(1 / 127.5, -1.0, name="preprocessing"),
 }
 
@@ -89,7 +87,6 @@ NETWORKS = {
     "densenet121": Network(applications.DenseNet121, "relu", "torch"),
     "inception_v3": Network(applications.InceptionV3, "mixed10", "tf", image_size=299, smallest=75),
     "mobilenet_v2": Network(applications.MobileNetV2, "out_relu", "tf"),
-    # The large one, "mobilenet_v3_large" among the backbones of `embedding`.
     "mobilenet_v3": Network(applications.MobileNetV3Large, "conv_1_activation", None, head=_pooled_twice_dense),
     "shufflenet_v2": Network(torchvision_nets.shufflenet_v2, "conv5_relu", "torch"),
     "efficientnet": Network(applications.EfficientNetB0, "top_activation", None),
@@ -171,8 +168,7 @@ def _features(network, images, seeds):
         original = keras.Model(images, network.build(scaled))
     else:
         original = network.build(input_tensor=scaled, input_shape=images.shape[1:], include_top=False, weights=None)
-    # EfficientNet's statistics lie in the weights file, and Keras mends them with one more layer where it loads the
-    # published file by name; the outcome is this.
+    # EfficientNet's statistics lie in the weights file; Keras mends them, with one more layer, to this.
     statistics = {"mean": MEAN.tolist(), "variance": np.square(DEVIATION).tolist()}
     changes = {layer.name: statistics for layer in original.layers if isinstance(layer, layers.Normalization)}
     return rebuild(original, initializer=lambda layer: _initial(seeds, layer), changes=changes)

@@ -123,7 +123,7 @@ def embedding_network(
     if weights is not None:
         _copy_weights(backbone, spec, weights)
     else:
-        for layer in _batch_norms(backbone):
+        for layer in _of_kind(backbone, layers.BatchNormalization):
             layer.momentum = 0.9  # of keras.applications' 0.999, after some hundred steps half would still be initial
     features = get_layer(backbone, spec.last_layer).output if spec.last_layer else backbone.output
     pooled = layers.GlobalAveragePooling2D(name="pooling")(features)
@@ -138,17 +138,16 @@ def _backbone(spec, seeds):
     """The network up to its last maps, with random weights."""
     inputs = keras.Input((spec.image_size, spec.image_size, 3), name="image")
     scaled = layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(inputs)
-    original = BACKBONES[spec.backbone].build(
-        input_tensor=scaled, input_shape=inputs.shape[1:], alpha=spec.alpha, include_top=False, weights=None
-    )
+    how = {"input_shape": inputs.shape[1:], "alpha": spec.alpha, "include_top": False, "weights": None}
+    original = BACKBONES[spec.backbone].build(input_tensor=scaled, **how)
     # From scratch each residual branch starts at zero (arXiv 1706.02677, section 5.1).
-    ends = [front(layer).name for layer in original.layers if isinstance(layer, layers.Add)]
+    ends = [front(layer).name for layer in _of_kind(original, layers.Add)]
     changes = {name: {"gamma_initializer": "zeros"} for name in ends} | _spread_strides(original, spec.output_stride)
     return rebuild(original, initializer=lambda layer: keras.initializers.HeNormal(next(seeds)), changes=changes)
 
 
-def _batch_norms(network):
-    return [layer for layer in network.layers if isinstance(layer, layers.BatchNormalization)]
+def _of_kind(network, kind):
+    return [layer for layer in network.layers if isinstance(layer, kind)]
 
 
 def _spread_strides(backbone, output_stride):
@@ -158,7 +157,7 @@ def _spread_strides(backbone, output_stride):
     that ImageNet weights still see the neighbours they were trained on (DeepLab, arXiv 1606.00915).
     """
     changes, stride, dilation = {}, 2, 1  # behind the first convolution
-    for layer in (layer for layer in backbone.layers if isinstance(layer, layers.DepthwiseConv2D)):
+    for layer in _of_kind(backbone, layers.DepthwiseConv2D):
         changes[layer.name] = {"dilation_rate": (dilation, dilation)}
         if layer.strides == (2, 2) and stride < output_stride:
             stride *= 2
@@ -186,7 +185,7 @@ def _copy_weights(backbone, spec, weights):
             backbone.get_layer(layer.name).set_weights(layer.get_weights())
     convolutions = [layer for layer in backbone.layers if layer.weights]
     fine = [i for i, layer in enumerate(convolutions) if layer.output.shape[1] > spec.image_size / FROZEN_STRIDE]
-    for layer in (*_batch_norms(backbone), *convolutions[: fine[-1] + 1]):
+    for layer in (*_of_kind(backbone, layers.BatchNormalization), *convolutions[: fine[-1] + 1]):
         layer.trainable = False
 
 

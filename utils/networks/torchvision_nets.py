@@ -1,8 +1,7 @@
 """ResNet-18 (arXiv 1512.03385) and ShuffleNetV2 x1.0 (arXiv 1807.11164), which keras.applications lacks.
 
-They compute what torchvision's networks compute, so that its published weights fit: strided convolutions pad both
-sides alike, and batch norm adds 1e-5. A layer with weights bears torchvision's name, an underscore for each dot
-("layer4_1_conv2"); each ReLU is a layer of its own ("layer4_1_relu2").
+They compute what torchvision's networks compute, so that its weights fit. A layer with weights bears torchvision's
+name, an underscore for each dot ("layer4_1_conv2"); each ReLU is a layer of its own ("layer4_1_relu2").
 """
 
 import functools

@@ -56,14 +56,12 @@ def render_hand(
     """
     _check((gesture,), image_size, variety=variety, tone=tone)
     picture = backgrounds.paint(rng, image_size, variety=variety, decoy=lambda rng: _skin_colour(rng)[0])
-    mask = np.zeros((image_size, image_size), bool)
+    mask, cover = (np.zeros((image_size, image_size), dtype) for dtype in (bool, np.float32))
     if gesture == NONE:
         return camera.photograph(picture, rng), mask
     light = _sample_light(rng)
     box, colour, alpha, skin, scale = _draw_hand(gesture, rng, image_size, light, variety=variety, tone=tone)
-    mask[box] = skin
-    cover = np.zeros((image_size, image_size), np.float32)
-    cover[box] = alpha
+    mask[box], cover[box] = skin, alpha
     picture = _cast_shadow(picture, cover, rng, light=light, scale=scale)
     picture[box] = cv2.blendLinear(colour, picture[box], alpha, 1 - alpha)
     return camera.photograph(picture, rng), mask
