@@ -233,7 +233,7 @@ def find_weights(
 ) -> Path | str:
     """The path of a weights file: the given one, or for "imagenet" one of the file_names in ``$IMAGENET_WEIGHTS``.
 
-    Without one "imagenet", to be downloaded; FileNotFoundError if Keras has published none, or must not.
+    Without such a file "imagenet", which Keras downloads; FileNotFoundError if none is published, or downloads are off.
     """
     if weights != "imagenet":
         if not Path(weights).is_file():

@@ -122,7 +122,7 @@ def _draw_hand(gesture, rng, size, light, *, variety, tone=None):
     colour = _shade(view, depth, parts, rng, light=light, tone=tone)
     skin = ((parts > 0) & (parts != SLEEVE)).astype(np.float32)
     maps = colour, gauss((parts > 0).astype(np.float32), 0.7), skin
-    if not width == height == size:
+    if (width, height) != (size, size):
         maps = (cv2.resize(plane, (high - low).tolist(), interpolation=cv2.INTER_AREA) for plane in maps)
     colour, alpha, skin = maps
     box = slice(low[1], high[1]), slice(low[0], high[0])

@@ -109,7 +109,7 @@ def _sample_defect(kind, rng, ring, *, width, difficulty):
         return rng.uniform(low, high)
 
     centre = ring.mean(axis=0)
-    lengths = np.linalg.norm(ring - centre, axis=1, keepdims=True)
+    arms, radii = ring - centre, np.linalg.norm(ring - centre, axis=1, keepdims=True)
     place = ring[rng.integers(N_POINTS // 8, N_POINTS - N_POINTS // 8)]  # away from where the ends meet
     if kind == "extra stroke":
         x, y = place - centre
@@ -121,15 +121,15 @@ def _sample_defect(kind, rng, ring, *, width, difficulty):
     if kind == "dot":
         away = between((0.08, 0.13), (0.05, 0.08))
         turn, size = np.linspace(0, 2 * math.pi, 13), between((0.4, 0.7), (0, 0.3)) * width  # a tiny scribble
-        middles = ring + away * (ring - centre) / lengths
+        middles = ring + away * arms / radii
         middle = rng.choice(middles[(np.abs(middles - 0.5) < 0.45).all(axis=1)])
         return [middle + size * np.stack([np.cos(turn), np.sin(turn)], axis=1)], []
     if kind == "extra arc":
         n = round(N_POINTS * between((0.25, 0.4), (0.12, 0.2)))
         first = rng.integers(0, N_POINTS - n)
         gap = rng.choice([-1, 1]) * between((0.07, 0.1), (0.05, 0.07))
-        arc, lengths = ring[first : first + n] - centre, lengths[first : first + n]
-        return [centre + arc * (1 + gap / lengths * np.linspace(1, rng.uniform(0.8, 1.3), n)[:, None])], []
+        arc = slice(first, first + n)
+        return [centre + arms[arc] * (1 + gap / radii[arc] * np.linspace(1, rng.uniform(0.8, 1.3), n)[:, None])], []
     if kind == "missing piece":
         n = round(N_POINTS * between((0.14, 0.25), (0.05, 0.1)))
         first = int(rng.integers(N_POINTS // 8, N_POINTS - N_POINTS // 8 - n))
