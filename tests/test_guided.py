@@ -95,17 +95,96 @@ def test_a_network_without_relu_is_refused(after):
         gradcam.guided_backprop(network, np.ones((1, 4, 4, 3)))
 
 
-def test_a_relu_out_of_reach_is_refused():
-    class Block(keras.layers.Layer):
-        def __init__(self):
-            super().__init__(name="block")
-            self.inside = layers.ReLU(name="inside")
+class Block(layers.Layer):
+    """A layer whose forward pass is somebody's code."""
 
-        def call(self, x):
-            return self.inside(x)
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
 
-    with pytest.raises(ValueError, match="cannot reach a ReLU .* Received: 'inside' inside 'block', a Block"):
-        gradcam.guided_backprop(dense_network("relu", (Block(),)), image(1, 2, 3))
+    def call(self, x):
+        return self.function(x)
+
+
+RELUS = [
+    lambda x: tf.nn.relu(x), lambda x: tf.maximum(x, 0.0), lambda x: keras.ops.maximum(0.0, x),
+    lambda x: x * tf.cast(x > 0, x.dtype), lambda x: (x + tf.abs(x)) / 2, lambda x: tf.where(x > 0, x, 0.0),
+]
+
+
+@pytest.mark.parametrize("relu", RELUS)
+@pytest.mark.parametrize("wrap", [layers.Lambda, Block, layers.Activation, lambda f: f])
+def test_a_relu_in_any_words(relu, wrap, rng):
+    if wrap(relu) is relu and relu not in RELUS[2:3]:
+        pytest.skip("tf functions take no symbolic tensors")
+    network = dense_network(None, (wrap(relu),))
+    for values in rng.normal(0, 4, (5, 3)):
+        got = gradcam.guided_backprop(network, image(*values)).ravel()
+        np.testing.assert_allclose(got, by_hand(values, np.inf), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "after, lower, upper",
+    [
+        (layers.ReLU(max_value=3.0, threshold=1.0), 1, 3),
+        (layers.Lambda(lambda x: keras.activations.relu(x, threshold=0.5)), 0.5, np.inf),
+        (layers.Lambda(lambda x: tf.clip_by_value(x, 0.0, 2.0)), 0, 2),
+        (lambda x: keras.ops.clip(x, 0.0, 2.0), 0, 2),
+        (layers.Activation(lambda x: keras.ops.minimum(keras.ops.relu(x), 4.0)), 0, 4),
+    ],
+)
+def test_thresholds_and_limits(after, lower, upper, rng):
+    network = dense_network(None, (after,))
+    for values in rng.normal(0, 4, (10, 3)):
+        units = values @ KERNEL_IN
+        gradient = KERNEL_OUT[:, 0] * (units > lower) * (units < upper) * (KERNEL_OUT[:, 0] > 0)
+        got = gradcam.guided_backprop(network, image(*values)).ravel()
+        np.testing.assert_allclose(got, KERNEL_IN @ gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "slope",
+    [
+        layers.LeakyReLU(0.2), layers.ReLU(negative_slope=0.2), layers.Activation(lambda x: tf.nn.leaky_relu(x, 0.2)),
+        layers.Lambda(lambda x: tf.nn.relu(x) - 0.2 * tf.nn.relu(-x)), Block(lambda x: tf.maximum(x, 0.2 * x)),
+    ],
+)
+def test_a_slope_keeps_its_gradient_in_any_words(slope, rng):
+    network = dense_network("relu", (slope,))
+    for values in rng.normal(0, 4, (5, 3)):
+        units = values @ KERNEL_IN
+        gradient = KERNEL_OUT[:, 0] * (units > 0) * (KERNEL_OUT[:, 0] > 0)
+        got = gradcam.guided_backprop(network, image(*values)).ravel()
+        np.testing.assert_allclose(got, KERNEL_IN @ gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_a_network_that_takes_integers(dtype):
+    inputs = keras.Input((1, 1, 3), dtype=dtype)
+    inner = dense_network("relu")
+    network = keras.Model(inputs, inner(keras.ops.cast(inputs, "float32")))
+    np.testing.assert_allclose(gradcam.guided_backprop(network, image(1, 2, 1).astype(np.uint8)).ravel(), [7, 3, -2])
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Block(lambda x: 2 * tf.nn.relu(x), name="block"),
+        layers.Lambda(lambda x: tf.cumsum(tf.nn.relu(x), 1), name="block"),
+        Block(lambda x: tf.reverse(tf.maximum(x, 0), [1]), name="block"),
+    ],
+)
+def test_a_relu_out_of_reach_is_refused(block):
+    with pytest.raises(ValueError, match="cannot reach a ReLU .* Received: 'block'"):
+        gradcam.guided_backprop(dense_network("relu", (block,)), image(1, 2, 3))
+
+
+def test_a_relu_in_several_operations_is_refused():
+    inputs = keras.Input((1, 1, 3))
+    x = layers.Dense(3, activation="relu")(inputs)
+    network = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(x * keras.ops.cast(x > 0, "float32"))))
+    with pytest.raises(ValueError, match="nor one written out in several operations"):
+        gradcam.guided_backprop(network, image(1, 2, 3))
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
@@ -122,8 +201,8 @@ def test_flat_black_white_and_noise_images_give_finite_gradients(policy, rng):
 
 
 def test_one_trace_whatever_the_batch_size(rng, monkeypatch):
-    network, traced, guided_copy = conv_network(), [], guided.guided_copy
-    monkeypatch.setattr(guided, "guided_copy", lambda layer: traced.append(layer.name) or guided_copy(layer))
+    network, traced, call_layer = conv_network(), [], guided.call_layer
+    monkeypatch.setattr(guided, "call_layer", lambda replaced: traced.append("first") or call_layer(replaced))
     for n in (1, 5, 2, 35):
         gradcam.guided_backprop(network, rng.random((n, 8, 8, 3)))
     assert traced.count("first") == 1
@@ -179,8 +258,7 @@ def test_mobilenet_differs_from_the_plain_gradient_and_stays_as_it_was(rng):
     assert nodes == [len(layer._inbound_nodes) for layer in network.layers]
     for a, b in zip(weights, network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    relu = network.get_layer("out_relu")
-    assert guided.guided_copy(relu) is not relu and relu.call.__self__ is relu
+    assert all(layer.call.__self__ is layer for layer in network.layers)
 
 
 def test_guided_gradcam_is_the_product(rng):

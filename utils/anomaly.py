@@ -19,25 +19,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from scipy import stats
 from sklearn.cluster import MiniBatchKMeans
 
 from utils import arcface, augment, imaging, model_folder, networks, repro
+from utils.networks.detector import LAYERS, build
 from utils.render import defects
+from utils.render.camera import vary
 from utils.repro import keras, tf
 from utils.runtime import AnomalyResult
 
 FORMAT = 1
 WEIGHTS_FILE, ARRAYS_FILE = "network.weights.h5", "anomaly.npz"
-# Maps of three resolutions, 1/4, 1/8 and 1/16 of the image's; distances are taken in the last two.
-LAYERS = {
-    "small_resnet": ("stage_1_block_1_relu", "stage_2_block_1_relu", "stage_3_block_1_relu"),
-    "mobilenet_v2": ("block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu"),
-}
 CLASS_NAMES = ("normal", *defects.KINDS)
-CHANNELS = 48, 32  # of the map's head: where the resolutions meet, and behind that
 ARCFACE_WEIGHT = 0.1  # of its loss
 N_PROTOTYPES, N_DIMENSIONS, N_PATCHES = 256, 128, 20_000
 DISTANCE_WEIGHT = 0.1  # w of the formula
@@ -104,7 +99,7 @@ class AnomalyDetector:
         _check_settings(spec, steps, false_positives)
         images = _prepare(normal_images, spec.image_size)
         repro.seed_everything(seed)
-        core = _build(spec, weights, seed)
+        core = build(spec, weights, seed=seed)
         order = np.random.default_rng(seed).permutation(len(images))
         n_held_out = round(HELD_OUT * len(images)) if len(images) >= FEWEST_TO_HOLD_OUT else 0
         seen, unseen = images[order[n_held_out:]], images[order[:n_held_out] if n_held_out else order]
@@ -143,7 +138,7 @@ class AnomalyDetector:
         """Write the detector into the folder (made if need be), and ``info``, as JSON, into its ``meta.json``."""
         meta = self.meta | info | {"format": FORMAT, "kind": "anomaly", "versions": repro.versions()}
         files = {WEIGHTS_FILE: self.core.save_weights, ARRAYS_FILE: lambda file: np.savez(file, **self.arrays)}
-        self.meta = model_folder.write(folder, files, meta)
+        self.meta = model_folder.write(folder, files, meta=meta)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "AnomalyDetector":
@@ -156,7 +151,7 @@ class AnomalyDetector:
         meta = model_folder.read(folder, lambda meta: meta["kind"] == "anomaly" and meta["format"] == FORMAT)
         with np.load(Path(folder) / ARRAYS_FILE, allow_pickle=False) as file:
             arrays = dict(file)
-        core = _build(model_folder.spec(folder, meta))
+        core = build(model_folder.spec(folder, meta))
         core.load_weights(Path(folder) / WEIGHTS_FILE)
         return cls(core, arrays, meta)
 
@@ -222,32 +217,6 @@ def _prepare(images, side):
     return np.concatenate([imaging.resize(imaging.check_images(image), side, side) for image in images])
 
 
-def _build(spec, weights=None, seed=0):
-    """The core (see `AnomalyDetector`). With weights nothing of the backbone is trained."""
-    network = networks.embedding_network(spec, weights, seed=seed)
-    if weights:
-        for layer in network.layers[:-1]:
-            layer.trainable = False
-    maps = [networks.get_layer(network, name).output for name in LAYERS[spec.backbone]]
-    seeds = iter(range(1000 * seed + 900, 1000 * seed + 1000))
-    size = maps[0].shape[1]
-
-    def convolution(maps, channels, kernel_size):
-        how = {"padding": "same", "use_bias": False, "kernel_initializer": keras.initializers.HeNormal(next(seeds))}
-        maps = keras.layers.Conv2D(channels, kernel_size, **how)(maps)
-        return keras.layers.BatchNormalization(momentum=0.9)(maps)
-
-    levels = [convolution(level, CHANNELS[0], 1) for level in maps]
-    grown = [keras.layers.UpSampling2D(size // x.shape[1], interpolation="bilinear")(x) for x in levels[1:]]
-    met = keras.layers.ReLU()(keras.layers.Add()([levels[0], *grown]))
-    met = keras.layers.ReLU()(convolution(met, CHANNELS[1], 3))
-    rare = keras.initializers.Constant(-3)  # few cells are changed
-    initializer = keras.initializers.HeNormal(next(seeds))
-    logits = keras.layers.Conv2D(1, 1, kernel_initializer=initializer, bias_initializer=rare, name="changed")(met)
-    outputs = [logits, *maps[1:], network.outputs[0]]
-    return networks.wrap(network.inputs[0], outputs, like=network, name="anomaly_core")
-
-
 def _train(core, images, *, steps, batch_size, seed, progress):
     """Train the core in place on artificial defects; returns the class prototypes (D, K) and whether Ctrl-C came.
 
@@ -309,15 +278,6 @@ def _batches(images, *, batch_size, steps, seed):
         return np.stack(images), np.stack(masks), np.array(labels, np.int32)
 
     return augment.prefetch(batch, steps)
-
-
-def vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A normal image as it might have been taken, too: a little turned, shifted, nearer, lighter. uint8 (S, S, 3)."""
-    side = len(image)
-    warp = cv2.getRotationMatrix2D(((side - 1) / 2,) * 2, rng.uniform(-5, 5), rng.uniform(0.95, 1.05))
-    warp[:, 2] += side * rng.uniform(-0.03, 0.03, 2)
-    image = cv2.warpAffine(image, warp, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    return np.clip(image * rng.uniform(0.92, 1.08) + rng.normal(0, 3, 3), 0, 255).astype(np.uint8)
 
 
 def _calibrate(core, seen, unseen, *, false_positives, seed):

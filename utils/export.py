@@ -8,18 +8,16 @@ Only the resize of the image before it, and of the small heat map behind it, sta
 import hashlib
 import json
 import os
-import tempfile
-import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
-from ai_edge_litert.tools import flatbuffer_utils
-from litert_quantizer import qtyping, quantizer
 
-from utils import imaging, repro, runtime
+from utils import heatmap, imaging, repro, runtime
 from utils.anomaly import AnomalyDetector
 from utils.faster_gradcam import FasterGradCAM
+from utils.networks import files
+from utils.networks.files import ConverterError, convert, quantise
 from utils.repro import keras, tf
 
 TAIL = "explanation_tail"
@@ -48,6 +46,10 @@ class ExplanationTail(keras.layers.Layer):
         grids = [maps.shape[1:3] for maps in model.network.outputs[::2]]
         # From each grid to the next, and from the last to the image.
         self.resizes = [_resize_matrices(*pair) for pair in zip(grids, [*grids[1:], model.input_size], strict=True)]
+        self.seen = np.ones(grids[-1], np.float32)  # 0 for cells that show nothing of the image, but what was padded
+        if model.window != heatmap.WHOLE:
+            self.resizes[-1] = heatmap.placing(grids[-1], model.input_size, model.window)
+            self.seen = np.outer(*(matrix.any(axis=0) for matrix in self.resizes[-1])).astype(np.float32)
         self.clusters = np.append(np.arange(n_clusters), -1).astype(np.int32)
 
     def call(self, maps, embedding, details=None):
@@ -64,9 +66,10 @@ class ExplanationTail(keras.layers.Layer):
         if details is not None:
             fine = tf.nn.relu(tf.reduce_sum(details * tf.constant(self.detail_weights), axis=-1))
             positive = tf.sqrt(_resized(positive, self.resizes[0])) * fine
-        heatmap = _resized(positive / tf.maximum(tf.reduce_max(positive), 1e-12), self.resizes[-1])
+        positive = positive if self.seen.all() else positive * self.seen
+        heat = _resized(positive / tf.maximum(tf.reduce_max(positive), 1e-12), self.resizes[-1])
         cluster = tf.gather(tf.constant(self.clusters), nearest)
-        return {"scores": scores, "embedding": embedding, "cluster": cluster, "heatmap": heatmap}
+        return {"scores": scores, "embedding": embedding, "cluster": cluster, "heatmap": heat}
 
 
 def _resize_matrices(grid, size):
@@ -85,7 +88,10 @@ def export_float(model: FasterGradCAM | AnomalyDetector, path: str | os.PathLike
     """Write the explainer, or anomaly detector, as a float32 LiteRT file for one image at a time.
 
     Args:
-        path: where it goes. ValueError if Keras is too old to export.
+        path: where it goes.
+
+    Raises:
+        ValueError: Keras is too old to export, or LiteRT cannot run the network: then it names the layer.
 
     Example:
         >>> model = FasterGradCAM.load("data/models/janken")
@@ -102,7 +108,11 @@ def export_float(model: FasterGradCAM | AnomalyDetector, path: str | os.PathLike
     else:
         outputs = ExplanationTail(model)(*model.network(image))
         metadata |= {"class_names": list(model.class_names), "layer": model.meta["layer"]}
-    return _write(path, convert(keras.Model(image, outputs)), metadata)
+    try:
+        content = convert(keras.Model(image, outputs))
+    except ConverterError:
+        raise _refusal(model) from None
+    return _write(path, content, metadata, model)
 
 
 def export_int8(float_file: str | os.PathLike, images: np.ndarray, path: str | os.PathLike, *, seed: int = 0) -> Path:
@@ -126,59 +136,11 @@ def export_int8(float_file: str | os.PathLike, images: np.ndarray, path: str | o
     return _write(path, content, metadata | {"precision": "int8"})
 
 
-def convert(model: keras.Model) -> bytes:
-    """A Keras model with one input of known shape as a LiteRT flatbuffer, through Keras' own export.
+def _write(path, content, metadata, model=None):
+    """The flatbuffer with its metadata in a zip archive behind it; a file appears as a whole, and tried, or not at all.
 
-    Raises:
-        ValueError: Keras is too old for it.
+    With a model it is compared with that on an image.
     """
-    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 13):
-        raise ValueError(f"The export needs Keras 3.13 or newer. Received: Keras {keras.__version__}")
-    # A batch of known size: with an open one the converter cannot merge dilated convolutions.
-    signature = [keras.InputSpec(dtype="float32", shape=model.inputs[0].shape, name=model.inputs[0].name)]
-    with tempfile.TemporaryDirectory() as folder:
-        path, logger = Path(folder) / "model.tflite", tf.get_logger()
-        level = logger.level
-        logger.setLevel("ERROR")  # else it tells where it keeps its temporary files
-        try:
-            with runtime.silent_stderr():
-                model.export(path, format="litert", verbose=False, input_signature=signature)
-        finally:
-            logger.setLevel(level)
-        return path.read_bytes()
-
-
-def quantise(content: bytes, images: np.ndarray, *, float_parts: tuple[str, ...] = ()) -> bytes:
-    """A converted network with weights and activations in int8; its input, preprocessing and outputs stay float.
-
-    Weights are scaled per channel, activations per tensor, by the range they have on the images (arXiv 1712.05877).
-
-    Args:
-        content: what `convert` gave.
-        images: uint8 RGB (N, S, S, 3) of the network's size, in random order: the ranges are moving averages, so that
-            the last images count most.
-        float_parts: what is to stay float, too: parts of the names of operators' outputs.
-    """
-    kinds = qtyping.TFLOperationName
-    quantizing = quantizer.Quantizer(content)
-    quantizing.add_static_config(".*", kinds.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
-    float_operators = f".*({'|'.join(('/preprocessing', *float_parts))}).*"
-    for names, kind in ((float_operators, kinds.ALL_SUPPORTED), (".*", kinds.INPUT), (".*", kinds.OUTPUT)):
-        quantizing.update_quantization_recipe(names, kind, algorithm_key="no_quantize")
-    samples = [{"image": image[None]} for image in images.astype(np.float32)]
-    with runtime.silent_stderr(), warnings.catch_warnings():
-        # It warns of its own calibration mode, and of biases that are out of range because their weights are all zero.
-        warnings.simplefilter("ignore")
-        ranges = quantizing.calibrate({"serving_default": samples})
-        result = quantizing.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(result.quantized_model))
-    for tensor in model.subgraphs[0].tensors:  # nobody looks them up: inputs and outputs are named in the signature
-        tensor.name = None
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-
-
-def _write(path, content, metadata):
-    """The flatbuffer with its metadata in a zip archive behind it; the file appears as a whole or not at all."""
     path = Path(path)
     metadata = metadata | {
         "format": runtime.FORMAT, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()
@@ -189,4 +151,22 @@ def _write(path, content, metadata):
             # A fixed date, so that equal models give equal files.
             entry = zipfile.ZipInfo(runtime.METADATA_FILE, date_time=(1980, 1, 1, 0, 0, 0))
             archive.writestr(entry, json.dumps(metadata, indent=1, sort_keys=True))
+        _try_out(draft, metadata, model)
     return path
+
+
+def _try_out(path, metadata, model):
+    """ValueError unless the file runs, and says of an image what the model says."""
+    image = np.random.default_rng(0).integers(0, 256, (1, *metadata["image_size"], 3)).astype(np.uint8)
+    try:
+        scores = runtime.Explainer(path).explain(image).scores
+    except RuntimeError:
+        scores = np.array(np.nan)
+    if not np.isfinite(scores).all() or (model and not np.allclose(scores, model.explain(image).scores, 0.01, 0.01)):
+        raise _refusal(model)
+
+
+def _refusal(model):
+    layer = files.not_in_litert(model.network) if model else None
+    blame = f"; to blame is {layer}" if layer else ""
+    return ValueError(f"LiteRT does not run this network as Keras does{blame}. Nothing was written.")

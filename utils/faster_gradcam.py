@@ -6,17 +6,14 @@ embedding ê of an image, feature maps A and the clusters' centroids m_k and mea
     class  y = argmax_j cos(e, w_j)        cluster  k = argmin over the clusters of y of ‖ê − m_k‖
     heat map  ReLU(Σ_c W_kc · A_c) / max
 
-What `fit` does to W costs nothing later. The mean gradient weights w_k of a cluster say what a little more of a channel
-would do to the score, not what the channel responds to. With "contrast" they are multiplied by that:
+The mean gradient weights w_k of a cluster say what a little more of a channel would do to the score, not what the
+channel responds to. With "contrast" they are multiplied by that, which costs nothing later:
 
     W_kc = max((w_kc + w̄_c) / 2, 0) · max(s_c, 0)     s_c = (mean GAP_c of classes − of backgrounds) / (both variances)
 
-Each cluster is shrunk half way to w̄, the mean of all clusters, like noisy means of few samples. GAP_c is a channel's
-mean over an image: s_c is large where the channel reliably fires more on the classes' images than on images without an
-object. It needs no mask.
-
-Deep layers know what they see and are coarse; an earlier layer is finer, but does not know what. A detail layer, with
-feature maps B and one weight per channel for all clusters, sharpens the outline of the deep map M:
+Each cluster is shrunk half way to w̄, the mean of all. GAP_c is a channel's mean over an image: s_c is large where the
+channel reliably fires more on the classes' images than on images without an object. It needs no mask. A detail layer,
+earlier and finer, with feature maps B and one weight per channel, sharpens the outline of the deep map M:
 
     heat map  √M · F / max     F = Σ_c v_c · B_c     v_c = max(mean of w_c over all images, 0) · max(s_c, 0)
 
@@ -169,6 +166,11 @@ class FasterGradCAM:
         """Height and width the network works at, in pixels."""
         return self.network.inputs[0].shape[1:3]
 
+    @property
+    def window(self) -> networks.Window:
+        """What part of the image the maps show."""
+        return networks.window(self.network, self.meta["layer"], *self.input_size)
+
     def explain(self, images: np.ndarray, batch_size: int = 128) -> Explanation:
         """Label and heat map of each image, uint8 RGB (N, H, W, 3) or (H, W, 3) of any size; forward passes only."""
         images = imaging.check_images(images)
@@ -203,7 +205,7 @@ class FasterGradCAM:
         if details is not None:
             coarse = imaging.resize(np.maximum(raw_maps, 0), *details.shape[1:3])
             raw_maps = np.sqrt(coarse) * np.maximum(details @ self.detail_weights, 0)
-        return heatmap.normalise_and_resize(raw_maps, *self.input_size)
+        return heatmap.normalise_and_resize(raw_maps, *self.input_size, window=self.window)
 
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K): what exact Grad-CAM differentiates, with this explainer's prototypes."""
@@ -213,28 +215,37 @@ class FasterGradCAM:
     def save(self, folder: str | os.PathLike, **info) -> None:
         """Write network, clusters and ``meta.json`` into the folder (made if need be).
 
-        ``info`` goes into ``meta.json``, such as the measured accuracy; it must be JSON.
+        ``info`` goes into ``meta.json``, such as the measured accuracy; it must be JSON. ValueError if the network
+        cannot be read back, which names the layer; then nothing is written.
         """
         spec = self.network.spec
         arrays = {
-            "prototypes": self.prototypes,
-            "centroids": self.clusters.centroids,
-            "cluster_classes": self.clusters.classes,
-            "mean_weights": self.clusters.mean_weights,
-            "contrast": self.contrast,
+            "prototypes": self.prototypes, "centroids": self.clusters.centroids, "contrast": self.contrast,
+            "cluster_classes": self.clusters.classes, "mean_weights": self.clusters.mean_weights,
             "detail_weights": self.detail_weights,
         }
         arrays = {name: array for name, array in arrays.items() if array is not None}
         meta = self.meta | info | {
-            "format": FORMAT,
-            "class_names": list(self.class_names),
-            "image_size": list(self.input_size),
-            "network": None if spec is None else spec.asdict(),
-            "versions": repro.versions(),
+            "format": FORMAT, "class_names": list(self.class_names), "image_size": list(self.input_size),
+            "network": None if spec is None else spec.asdict(), "versions": repro.versions(),
         }
         network_file = {WEIGHTS_FILE: self.network.save_weights} if spec else {NETWORK_FILE: self.network.save}
-        files = network_file | {CLUSTERS_FILE: lambda file: np.savez(file, **arrays)}
-        self.meta = model_folder.write(folder, files, meta)
+        writers = network_file | {CLUSTERS_FILE: lambda file: np.savez(file, **arrays)}
+        self.meta = model_folder.write(folder, writers, meta=meta, try_out=self._try_out)
+
+    def _try_out(self, folder):
+        """ValueError unless what was written can be loaded and sees an image as this model does."""
+        image = np.random.default_rng(0).integers(0, 256, (1, *self.input_size, 3)).astype(np.uint8)
+        try:
+            embeddings = FasterGradCAM.load(folder).explain(image).embeddings
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                "The network cannot be read back from a file; use no lambda, but layers of Keras, or own classes "
+                "that keras.saving.register_keras_serializable knows. Nothing was written. To blame is "
+                f"{networks.not_in_keras(self.network) or self.network.name}"
+            ) from error
+        if not np.allclose(embeddings, self.explain(image).embeddings, atol=1e-3):
+            raise ValueError("Read back from a file the network gives other embeddings. Nothing was written.")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "FasterGradCAM":
@@ -307,6 +318,8 @@ def _check_fit(images, labels, class_names):
 def _check_layers(network, layer, detail_layer):
     """Names of the layer of the maps and, if there is one, of the detail layer."""
     networks.check_network(network)
+    if None in (shape := network.inputs[0].shape[1:]) or shape[2] != 3:
+        raise ValueError(f"FasterGradCAM needs a network of RGB images of one size, (H, W, 3). Received: {shape}")
     layers = [layer or networks.default_layer(network)]
     if detail_layer:
         layers.append(detail_layer)
@@ -317,6 +330,8 @@ def _check_layers(network, layer, detail_layer):
                 f"model's layers in one functional model, or explain with `gradcam`. Received: {name!r}"
             )
     networks.check_layers(network, layers)
+    if len({networks.window(network, name, *network.inputs[0].shape[1:3]) for name in layers}) > 1:
+        raise ValueError(f"Expected layers that show the same part of the image. Received: {layers}")
     return layers
 
 
@@ -324,7 +339,7 @@ def _classifier(network, images, labels, class_names):
     """The network with prototypes: its own, or where it ends in an embedding, the mean unit embedding per class."""
     n_classes = len(class_names)
     if not isinstance(network.layers[-1], arcface.ArcFace):
-        if networks.score_output(network) is not network.outputs[0]:
+        if networks.find_logits(network):
             raise ValueError(
                 "Expected a network that ends in ArcFace or in an embedding. "
                 f"Received: {network.name!r}, which ends in a softmax or sigmoid; pass the model up to there"

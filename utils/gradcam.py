@@ -4,8 +4,7 @@ Of a layer's feature maps A (h, w, C), the score s of a class and the gradients 
 (h, w); the heat map is ReLU(raw map), divided by its maximum. The formulas are in `utils.cams`.
 
 The score is the cosine similarity to the class prototype where the network ends in ArcFace (without its margin), and
-the logit where it ends in a softmax or sigmoid classifier. Nested and Sequential networks are run layer by layer
-(`networks.run_layer_by_layer`); no network is changed.
+the logit where it ends in a softmax or sigmoid (see `networks.scores`). No network is changed.
 """
 
 import functools
@@ -49,7 +48,7 @@ def harvest(
     Returns:
         Harvest. Its embeddings are what the network's last layer receives, not normalised.
     """
-    step = _gradient_function(network, None if layer is None else (layer,), "gradcam", None)
+    step = _gradient_function(network, (layer or networks.default_layer(network),), "gradcam")
     shape, parts, done = network.inputs[0].shape[1:], [], 0
     for images, labels in batches:
         if not len(images) or not tf.TensorShape((None, *shape)).is_compatible_with(np.shape(images)):
@@ -80,7 +79,7 @@ def explain(
         targets: what is explained. None: the class of the highest score. A class id: the same for all images. Int
             (N,): one id per image. Int (N, T), or N lists of T ids: T heat maps of each image. A function: scores, a
             tensor float32 (n, K) of some images → (n,), row by row and in TensorFlow operations, such as
-            ``lambda scores: scores[:, 1] - scores[:, 0]``; it is compiled when it is met for the first time.
+            ``lambda scores: scores[:, 1] - scores[:, 0]``.
         method: one of `METHODS`; "scorecam" runs the network once per channel, "eigencam" asks for no class.
         normalise: False returns the raw maps instead.
 
@@ -89,7 +88,7 @@ def explain(
         are of the layer's size, (N, h, w) or (N, T, h, w), before ReLU and scaling.
 
     Raises:
-        ValueError: unknown method or layer, images or targets that do not fit.
+        ValueError: unknown method or layer, images or targets that do not fit, weights or maps that are not finite.
 
     Example:
         >>> from utils import gradcam, networks
@@ -97,9 +96,10 @@ def explain(
         >>> gradcam.explain(network, np.zeros((2, 48, 64, 3), np.uint8), targets=0).shape
         (2, 48, 64)
     """
-    layers = None if layer is None else (layer,)
-    raw, size, given_size = _raw_maps(network, images, layers=layers, targets=targets, method=method)
-    return _finish(raw[0], size, given_size) if normalise else raw[0]
+    networks.check_network(network)
+    layer = layer or networks.default_layer(network)
+    raw, size, given_size = _raw_maps(network, images, layers=(layer,), targets=targets, method=method)
+    return _finish(network, layer, raw[0], size, given_size) if normalise else raw[0]
 
 
 def explain_layers(
@@ -116,13 +116,13 @@ def explain_layers(
     if not layers or isinstance(layers, str):
         raise ValueError(f"Expected names of layers, at least one. Received: {layers!r}")
     raw, size, given_size = _raw_maps(network, images, layers=layers, targets=targets, method=method)
-    return {name: _finish(maps, size, given_size) for name, maps in zip(layers, raw, strict=True)}
+    return {name: _finish(network, name, maps, size, given_size) for name, maps in zip(layers, raw, strict=True)}
 
 
 def guided_backprop(network: keras.Model, images: np.ndarray, *, targets: Targets = None) -> np.ndarray:
     """Guided backpropagation (arXiv 1412.6806): ∂s/∂image, each ReLU passing back positive gradients only.
 
-    Correct for ReLU and ReLU6, as layers and fused into others, in nested models too; see `guided`. Arguments as of
+    Correct for ReLU and ReLU6 however they are written, in nested models too; see `guided`. Arguments as of
     `explain`. Returns signed gradients float32 (N, H, W, 3) per unit of the network's input, (N, T, H, W, 3) with
     targets (N, T). ValueError if the network holds no ReLU: this would be the plain gradient.
     """
@@ -130,11 +130,13 @@ def guided_backprop(network: keras.Model, images: np.ndarray, *, targets: Target
     height, width = images.shape[1:3]
 
     def gradients(class_ids, score_function):
-        step = _guided_function(network, score_function)
+        step = _guided_function(network, score_function=score_function)
         return [np.concatenate([step(*batch).numpy() for batch in _batches(resized, class_ids, BATCH_SIZE)])]
 
     result = _for_each_target(network, targets, len(images), gradients)[0]
-    flat = imaging.resize(result.reshape(-1, *result.shape[-3:]), height, width)
+    if not np.isfinite(result).all():
+        raise ValueError("NaN or infinity in the weights or feature maps of the network: no gradient.")
+    flat = _resized(result.reshape(-1, *result.shape[-3:]), height, width)
     return flat.reshape(*result.shape[:-3], *flat.shape[1:])
 
 
@@ -152,10 +154,9 @@ def score_cam(
 ) -> np.ndarray:
     """Score-CAM (arXiv 1910.01279): Σ_c α_c·A_c with α = softmax over c of s(image ∘ mask_c) − s(black image).
 
-    mask_c is A_c, scaled to [0, 1] by its minimum and maximum and resized to the image; a flat channel masks all. The
-    mask multiplies the values at the network's input: what it hides is black in our networks, which take 0..255, and 0
-    in any other. The score of the black image is the same for all channels and cancels in the softmax. The network
-    sees `BATCH_SIZE` masked images at a time, whatever the number of channels.
+    mask_c is A_c, scaled to [0, 1] by its minimum and maximum and resized to the image; a flat channel masks all. It
+    multiplies the values at the network's input. The score of the black image is the same for all channels and cancels
+    in the softmax. The network sees `BATCH_SIZE` masked images at a time.
 
     Args:
         images, maps: float32 (N, H, W, 3) of the network's size, and (N, h, w, C).
@@ -164,7 +165,7 @@ def score_cam(
     Returns:
         Raw maps float32 (N, h, w).
     """
-    step, raw_maps = _masked_score_function(network, score_function), []
+    step, raw_maps = _masked_score_function(network, score_function=score_function), []
     for image, own, class_id in zip(images, maps, class_ids, strict=True):
         chunks = (own[..., c : c + BATCH_SIZE] for c in range(0, own.shape[-1], BATCH_SIZE))
         image, class_id = tf.cast(image, tf.float32), tf.constant(class_id, tf.int32)
@@ -176,14 +177,14 @@ def score_cam(
 
 
 def _raw_maps(network, images, *, layers, targets, method):
-    """One array (N, h, w) or (N, T, h, w) per layer; the size the network works at; the size of the images."""
+    """One array (N, h, w) or (N, T, h, w) per layer; the sizes of the network and of the images."""
     if method not in METHODS:
         raise ValueError(f"Unknown method; choose one of {METHODS}. Received: {method!r}")
     images, resized = _check_images(network, images)
-    batch_size = max(1, BATCH_SIZE // (1 if layers is None else len(layers)))
+    batch_size = max(1, BATCH_SIZE // len(layers))
 
     def compute(class_ids, score_function):
-        step = _gradient_function(network, layers, method, score_function)
+        step = _gradient_function(network, layers, method, score_function=score_function)
         parts = []
         for part, ids in _batches(resized, class_ids, batch_size):
             result = step(part, ids)
@@ -210,7 +211,15 @@ def _check_images(network, images):
             f"Received: {images.dtype} of shape {images.shape}"
         )
     size = tuple(side or given for side, given in zip(shape[:2], images.shape[1:3], strict=True))
-    return images, images if size == images.shape[1:3] else imaging.resize(images, *size)
+    return images, images if size == images.shape[1:3] else _resized(images, *size)
+
+
+def _resized(images, height, width):
+    """`imaging.resize` for any number of channels."""
+    if images.shape[-1] == 3:
+        return imaging.resize(images, height, width)
+    channels = [imaging.resize(images[..., c].astype(np.float32), height, width) for c in range(images.shape[-1])]
+    return np.stack(channels, axis=-1)
 
 
 def _for_each_target(network, targets, n_images, compute):
@@ -248,21 +257,34 @@ def _batches(images, class_ids, batch_size):
         yield tf.cast(images[i : i + batch_size], tf.float32), tf.constant(class_ids[i : i + batch_size])
 
 
-def _finish(raw, size, given_size):
+def _finish(network, layer, raw, size, given_size):
     """Raw maps (..., h, w) → heat maps of the given size; on the way they have the size the network works at."""
-    heatmaps = heatmap.normalise_and_resize(raw.reshape(-1, *raw.shape[-2:]), *size)
+    window = networks.window(network, layer, *size)
+    heatmaps = heatmap.normalise_and_resize(raw.reshape(-1, *raw.shape[-2:]), *size, window=window)
     return imaging.resize(heatmaps, *given_size).reshape(*raw.shape[:-2], *given_size)
 
 
-@functools.lru_cache(maxsize=16)
-def _gradient_function(network, layers, method, score_function):
+def _kept(compile_it):
+    """Keep what is compiled of a network, for as long as its layers stay the same."""
+    kept = functools.lru_cache(maxsize=16)(lambda structure, *what: compile_it(*what))
+
+    def function(network, *what, score_function=None):
+        networks.check_network(network)
+        compiled, slot = kept(networks.structure(network), network, *what, score_function is None)
+        return slot.bind(compiled, score_function)
+
+    function.cache_clear = kept.cache_clear
+    return function
+
+
+@_kept
+def _gradient_function(network, layers, method, by_class):
     """images, class ids → {"maps": raw maps, one array per layer}. One trace for all batch sizes.
 
     For Grad-CAM also what `harvest` takes, of the first layer; for Score-CAM the feature maps and the chosen class ids.
     """
-    networks.check_network(network)
-    layers = layers or (networks.default_layer(network),)
     networks.check_layers(network, layers)
+    slot = networks.ScoreFunction()
 
     def step(images, class_ids):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -274,37 +296,36 @@ def _gradient_function(network, layers, method, score_function):
                 return output
 
             output, calls = networks.run_layer_by_layer(network, images, call=call)
-            head = networks.head(output, calls)
-            scores = tf.cast(networks.scores(head), tf.float32)
-            score, scale = _scaled(_select(scores, class_ids, score_function), calls)
+            scores = tf.cast(networks.scores(network, output, calls), tf.float32)
+            score, scale = _scaled(_select(scores, class_ids, None if by_class else slot), calls)
         maps = [calls[name].output for name in layers]
         floats = [tf.cast(array, tf.float32) for array in maps]
         if method == "scorecam":
-            return {"maps": floats, "class_ids": class_ids if score_function else _chosen(scores, class_ids)}
+            return {"maps": floats, "class_ids": _chosen(scores, class_ids) if by_class else class_ids}
         gradients = _gradient(tape, score, maps, scale)
-        raw = [cams.RAW_MAPS[method](*pair) for pair in zip(floats, gradients, strict=True)]
-        result = {"maps": [_finite(array) for array in raw]}
+        result = {"maps": [cams.RAW_MAPS[method](*pair) for pair in zip(floats, gradients, strict=True)]}
         if method == "gradcam":
-            embeddings = tf.cast(keras.tree.flatten(head.inputs)[0], tf.float32)
+            embeddings = tf.cast(networks.head(output, calls).inputs[0], tf.float32)
             weights = tf.reduce_mean(gradients[0], axis=(1, 2))
             result |= {"channel_weights": weights, "embeddings": embeddings, "scores": scores}
         return result
 
-    return _compiled(step, *_images_and_ids(network))
+    return _compiled(step, *_images_and_ids(network)), slot
 
 
-@functools.lru_cache(maxsize=16)
-def _guided_function(network, score_function):
+@_kept
+def _guided_function(network, by_class):
     """images, class ids → guided gradients of the images."""
-    replaced = []
+    replaced, slot = [], networks.ScoreFunction()
 
     def step(images, class_ids):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
-            output, calls = networks.run_layer_by_layer(network, images, call=guided.call_layer(replaced))
-            scores = tf.cast(networks.scores(networks.head(output, calls)), tf.float32)
-            score, scale = _scaled(_select(scores, class_ids, score_function), calls)
-        return _finite(_gradient(tape, score, [images], scale)[0])
+            call = guided.call_layer(replaced)
+            output, calls = networks.run_layer_by_layer(network, images, call=call, as_typed=False)
+            scores = tf.cast(networks.scores(network, output, calls), tf.float32)
+            score, scale = _scaled(_select(scores, class_ids, None if by_class else slot), calls)
+        return _gradient(tape, score, [images], scale)[0]
 
     compiled = _compiled(step, *_images_and_ids(network))
     if not replaced:
@@ -312,22 +333,23 @@ def _guided_function(network, score_function):
             "Guided backpropagation needs a ReLU or ReLU6; without one it is the plain gradient. "
             f"Received: {network.name!r}, which has none"
         )
-    return compiled
+    return compiled, slot
 
 
-@functools.lru_cache(maxsize=16)
-def _masked_score_function(network, score_function):
+@_kept
+def _masked_score_function(network, by_class):
     """image (H, W, 3), feature maps (h, w, C), class id → score of the image behind each map, (C,)."""
+    slot = networks.ScoreFunction()
 
     def step(image, maps, class_id):
         masks = tf.image.resize(tf.transpose(maps, (2, 0, 1))[..., None], tf.shape(image)[:2])  # (C,H,W,1)
         low, high = (reduce(masks, axis=(1, 2), keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
         output, calls = networks.run_layer_by_layer(network, image * tf.math.divide_no_nan(masks - low, high - low))
-        scores = tf.cast(networks.scores(networks.head(output, calls)), tf.float32)
-        return _select(scores, tf.fill(tf.shape(scores)[:1], class_id), score_function)
+        scores = tf.cast(networks.scores(network, output, calls), tf.float32)
+        return _select(scores, tf.fill(tf.shape(scores)[:1], class_id), None if by_class else slot)
 
     shape = network.inputs[0].shape[1:]
-    return _compiled(step, (shape, tf.float32), ((None, None, None), tf.float32), ((), tf.int32))
+    return _compiled(step, (shape, tf.float32), ((None, None, None), tf.float32), ((), tf.int32)), slot
 
 
 def _compiled(step, *inputs):
@@ -340,13 +362,12 @@ def _images_and_ids(network):
     return ((None, *network.inputs[0].shape[1:]), tf.float32), ((None,), tf.int32)
 
 
-def _select(scores, class_ids, score_function):
+def _select(scores, class_ids, slot):
     """What is differentiated, (n,)."""
-    if score_function:
-        score = score_function(scores)
-        if getattr(score, "shape", tf.TensorShape(())).rank != 1:
-            raise ValueError(f"Expected targets(scores) to give a tensor of shape (n,). Received: {score!r}")
-        return tf.cast(score, tf.float32)
+    if slot:
+        score = tf.py_function(slot, [scores], tf.float32)
+        score.set_shape((None,))
+        return score
     if scores.shape.rank != 2:
         raise ValueError(
             f"Class ids need a network with scores (N, K); pass a function as targets. Received: {scores.shape}"
@@ -366,8 +387,7 @@ def _scaled(score, calls):
 
 def _gradient(tape, score, sources, scale):
     gradients = tape.gradient(score, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return [tf.cast(array, tf.float32) / scale for array in gradients]
-
-
-def _finite(array):
-    return tf.where(tf.math.is_finite(array), array, 0.0)
+    gradients = [tf.cast(array, tf.float32) / scale for array in gradients]
+    if scale == 1:
+        return gradients
+    return [tf.where(tf.math.is_finite(array), array, 0.0) for array in gradients]  # what float16 cannot hold

@@ -1,79 +1,86 @@
 """The backward rule of guided backpropagation (arXiv 1412.6806), layer by layer.
 
-A rectifier y = min(max(x, 0), m), with m = 6 in ReLU6 and ∞ in ReLU, hands back the gradient of y
+A rectifier, y = x where t < x < m, 0 below and m above, with t = 0, m = 6 in ReLU6 and m = ∞ in ReLU, hands back the
+gradient of y
 
-    plain   where 0 < x < m          guided   where 0 < x < m and the gradient itself is positive
+    plain   where t < x < m          guided   where t < x < m and the gradient itself is positive
+
+What is a rectifier is found by what it computes, not by its name: whatever has no weights and takes one tensor is tried
+on numbers, and so is the activation of any layer. A ReLU with a negative slope is another function, and so are swish,
+gelu and the like: they keep their gradient.
 """
 
 from utils import networks
+from utils.networks.functions import rectifier_bounds
+from utils.networks.scores import with_attributes
 from utils.repro import keras, tf
 
-RELU, RELU6 = ("relu", "Relu"), ("relu6", "Relu6")  # a function and the operation of keras.ops
-
-
-def guided_copy(operation):
-    """The same layer (same weights, same output) with the guided rule in place of its ReLU; None if it has none.
-
-    A ReLU layer, the "relu" or "relu6" of any layer with an ``activation``, and keras.ops.relu and relu6 count. A ReLU
-    with a negative slope is another function, and so are swish, gelu and the like: they keep their gradient.
-
-    Raises:
-        ValueError: there is a ReLU inside a layer whose forward pass is code, where nothing can be replaced.
-    """
-    if _bounds(operation):
-        return _with(operation, call=_guided(operation.call, *_bounds(operation)))
-    activation = getattr(operation, "activation", None)
-    if _bounds(activation):
-        return _with(operation, activation=_guided(activation, *_bounds(activation)))
-    if isinstance(operation, keras.Layer):
-        inner = [layer for layer in operation._flatten_layers(include_self=False) if guided_copy(layer) is not None]
-        if inner:
-            raise ValueError(
-                "Guided backpropagation cannot reach a ReLU inside a layer that is no functional or Sequential model. "
-                f"Received: {inner[0].name!r} inside {operation.name!r}, a {type(operation).__name__}"
-            )
-    return None
+PIECES = {"Greater", "GreaterEqual", "Less", "LessEqual", "Absolute", "Abs", "Sign"}  # of a ReLU in several operations
 
 
 def call_layer(replaced: list):
-    """A ``call`` for `networks.run_layer_by_layer` that follows the guided rule and notes which layers it changed."""
+    """A ``call`` for `networks.run_layer_by_layer` that follows the guided rule and notes which layers it changed.
+
+    Raises:
+        ValueError: there is a ReLU where it cannot be replaced: inside a layer whose forward pass is code, or written
+            out in several operations.
+    """
 
     def call(name, operation, *args, **kwargs):
-        substitute = guided_copy(operation)
-        if substitute is None:
-            return networks.call_layer(name, operation, *args, **kwargs)
-        replaced.append(name)
-        return networks.call_layer(name, substitute, *args, **kwargs)
+        tensors = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, tf.Tensor)]
+        is_bare = len(tensors) == 1 and tensors[0].dtype.is_floating and not getattr(operation, "weights", ())
+        activation = getattr(operation, "activation", None)
+
+        def of_tensor(x):
+            arguments, named = keras.tree.map_structure(lambda old: x if old is tensors[0] else old, (args, kwargs))
+            return networks.call_layer(name, operation, *arguments, **named)
+
+        if type(operation).__name__ in PIECES and tensors[0].dtype.is_floating:
+            raise _out_of_reach(f"{name!r}, of which one may be made")
+        bounds = rectifier_bounds(of_tensor, tensors[0].shape[1:], tensors[0].dtype) if is_bare else None
+        if bounds:
+            replaced.append(name)
+            return _guided(of_tensor, *bounds)(tensors[0])
+        if not is_bare and callable(activation) and (of_activation := rectifier_bounds(activation, (1,), tf.float32)):
+            replaced.append(name)
+            operation = with_attributes(operation, activation=_guided(activation, *of_activation))
+        graph = tf.compat.v1.get_default_graph()
+        n_before = len(graph.get_operations())
+        output = networks.call_layer(name, operation, *args, **kwargs)
+        if bounds is None and _is_code(operation) and any(map(_is_relu, graph.get_operations()[n_before:])):
+            raise _out_of_reach(f"{name!r}, a {type(operation).__name__}")
+        return output
 
     return call
 
 
-def _bounds(function):
-    """Between which inputs a rectifier has slope 1: (lower, upper); None if it is no rectifier."""
-    if isinstance(function, keras.layers.ReLU):
-        rectifies = function.negative_slope == 0
-        upper = float("inf") if function.max_value is None else function.max_value
-        return (function.threshold, upper) if rectifies else None
-    names = (getattr(function, "__name__", ""), type(function).__name__)
-    if set(names) & set(RELU6):
-        return 0.0, 6.0
-    return (0.0, float("inf")) if set(names) & set(RELU) else None
+def _is_code(operation):
+    """Whether its forward pass is somebody's code."""
+    return isinstance(operation, keras.layers.Lambda) or not type(operation).__module__.startswith(("keras.", "utils."))
+
+
+def _is_relu(step):
+    """Whether an operation of TensorFlow rectifies."""
+    if step.type == "Maximum":
+        constants = [tf.get_static_value(x) for x in step.inputs]
+        return any(value is not None and not value.any() for value in constants)
+    return step.type in ("Relu", "Relu6")
+
+
+def _out_of_reach(what):
+    return ValueError(
+        "Guided backpropagation cannot reach a ReLU inside a layer whose forward pass is code, nor one written out in "
+        f"several operations; let it be a layer, or the activation of one. Received: {what}"
+    )
 
 
 def _guided(rectifier, lower, upper):
     @tf.custom_gradient
     def guided(x):
         def backward(gradient):
-            passes = (x > lower) & (x < upper) & (gradient > 0)
-            return tf.where(passes, gradient, tf.zeros_like(gradient))
+            keeps = (x > lower) & (x < upper) & (gradient > 0)
+            return tf.where(keeps, gradient, tf.zeros_like(gradient))
 
         return rectifier(x), backward
 
     return guided
-
-
-def _with(operation, **attributes):
-    """A second object of the layer's class that shares all it holds but these attributes; the layer is not changed."""
-    other = object.__new__(type(operation))
-    vars(other).update(vars(operation) | attributes)
-    return other

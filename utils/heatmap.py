@@ -9,21 +9,47 @@ import numpy as np
 from utils import imaging
 
 Corners = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, half open
+WHOLE = (0.0, 1.0, 0.0, 1.0)  # of an image: top, bottom, left, right
 COLORMAP = cv2.COLORMAP_TURBO  # the one colour map of the project; matplotlib knows it as "turbo"
 
 
-def normalise_and_resize(raw_maps: np.ndarray, height: int, width: int) -> np.ndarray:
+def normalise_and_resize(
+    raw_maps: np.ndarray, height: int, width: int, *, window: tuple[float, float, float, float] = WHOLE
+) -> np.ndarray:
     """ReLU, division by each map's own maximum, resize: raw maps (N, h, w) → float32 (N, height, width) in [0, 1].
 
-    A map without positive evidence becomes all zeros, never NaN.
+    A map without positive evidence becomes all zeros, never NaN. Where the maps show a part of the image, its
+    ``window`` (see `networks.Window`), all around it is 0.
+
+    Raises:
+        ValueError: a raw map holds NaN or infinity, because the network's weights or feature maps do.
 
     Example:
         >>> normalise_and_resize([[[-1, 2], [1, 4]]], 2, 2).tolist()
         [[[0.0, 0.5], [0.25, 1.0]]]
     """
-    positive = np.maximum(np.asarray(raw_maps, np.float32), 0.0)
-    peak = positive.max(axis=(1, 2), keepdims=True)
-    return imaging.resize(positive / np.maximum(peak, 1e-12), height, width)
+    raw_maps = np.asarray(raw_maps, np.float32)
+    if not np.isfinite(raw_maps).all():
+        bad = np.flatnonzero(~np.isfinite(raw_maps).all(axis=(1, 2))).tolist()
+        raise ValueError(f"NaN or infinity in the weights or feature maps of the network: no heat map of images {bad}.")
+    positive = np.maximum(raw_maps, 0.0)
+    if tuple(window) == WHOLE:
+        peak = positive.max(axis=(1, 2), keepdims=True)
+        return imaging.resize(positive / np.maximum(peak, 1e-12), height, width)
+    rows, columns = placing(positive.shape[1:], (height, width), window)
+    peak = positive[:, rows.any(axis=0)][:, :, columns.any(axis=0)].max(axis=(1, 2), keepdims=True, initial=0)
+    return rows @ (positive / np.maximum(peak, 1e-12)) @ columns.T
+
+
+def placing(grid: tuple[int, int], size: tuple[int, int], window: tuple[float, float, float, float]) -> list:
+    """Of rows (H, h) and of columns (W, w): what puts a grid of cells into its window of an image of this size."""
+    matrices = []
+    for n_cells, n_pixels, (start, end) in zip(grid, size, (window[:2], window[2:]), strict=True):
+        place = ((np.arange(n_pixels) + 0.5) / n_pixels - start) / (end - start)  # 0 to 1 inside
+        cell = np.clip(place * n_cells - 0.5, 0, n_cells - 1)
+        share = np.maximum(1 - np.abs(cell[:, None] - np.arange(n_cells)), 0)  # linear between the middles of cells
+        matrices.append(np.where((place[:, None] >= 0) & (place[:, None] <= 1), share, 0).astype(np.float32))
+    return matrices
 
 
 def grey(heatmap: np.ndarray) -> np.ndarray:
@@ -63,9 +89,8 @@ def hot(heatmap: np.ndarray, threshold: float | str = "otsu") -> np.ndarray:
     Args:
         heatmap: float (H, W), at least 0.
         threshold: a share of the map's maximum, in [0, 1); or "otsu", which splits the heat where its two parts differ
-            most (Otsu 1979); or "p75", the 75th percentile: the hottest quarter. Otsu's method is given the power 0.4
-            of the heat, which fades over orders of magnitude: on its own scale only the hottest spot would stand out.
-            Of several rules and powers it gave the best boxes on rendered hands that no test uses.
+            most (Otsu 1979), of the heat's power 0.4, because it fades over orders of magnitude; or "p75", the 75th
+            percentile: the hottest quarter. Otsu's rule gave the best boxes on rendered hands that no test uses.
 
     Raises:
         ValueError: no such threshold, or no such map.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from utils import networks, runtime
 META_FILE = "meta.json"
 
 
-def write(folder: str | os.PathLike, writers: dict[str, Callable[[Path], object]], meta: dict) -> dict:
+def write(
+    folder: str | os.PathLike, writers: dict[str, Callable[[Path], object]], *, meta: dict,
+    try_out: Callable[[Path], object] = lambda folder: None,
+) -> dict:
     """Write files and ``meta.json`` into a folder (made if need be). Other files stay, except exported explainers.
 
     All files are written beside their place first and then renamed, ``meta.json`` last: a full disk or Ctrl-C while
@@ -22,6 +26,7 @@ def write(folder: str | os.PathLike, writers: dict[str, Callable[[Path], object]
     Args:
         writers: by file name, what writes the file at the path that it is given.
         meta: must be JSON.
+        try_out: what raises if the folder that it is given cannot be loaded; then nothing is written.
 
     Returns:
         What ``meta.json`` holds.
@@ -30,10 +35,12 @@ def write(folder: str | os.PathLike, writers: dict[str, Callable[[Path], object]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         new = Path(temporary)
-        for name, write_file in writers.items():
-            write_file(new / name)
+        with warnings.catch_warnings(action="ignore"):  # what cannot be read back is found out below
+            for name, write_file in writers.items():
+                write_file(new / name)
         meta = meta | {"sha256": {name: _sha256(new / name) for name in sorted(writers)}}
         (new / META_FILE).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+        try_out(new)
         for name in (runtime.FLOAT_FILE, runtime.INT8_FILE):
             (folder / name).unlink(missing_ok=True)
         for name in (*meta["sha256"], META_FILE):

@@ -2,12 +2,15 @@
 
 `embedding` builds the network that this project trains, `classifiers` those of ImageNet's 1,000 classes. Both rebuild
 networks of keras.applications; `torchvision_nets` has two that are missing there. `graph` walks through the layers of
-any Keras network.
+any Keras network, `spatial` tells which of them give maps and of what part of the image, `scores` where its scores are.
 """
 
 # ruff: noqa: I001 - names side by side
 from utils.networks.embedding import BACKBONES, DEFAULT_LAYER, Spec, embedding_network, imagenet_folder, is_offline
 from utils.networks.graph import (
-    call_layer, check_layers, check_network, compiled, default_layer, forward, get_layer, head, map_layers,
-    receptive_fields, run_layer_by_layer, score_output, scores, trace, wrap,
+    call_layer, check_network, compiled, forward, not_in_keras, run_layer_by_layer, structure, trace, wrap,
+)
+from utils.networks.scores import ScoreFunction, find_logits, head, scores
+from utils.networks.spatial import (
+    Window, check_layers, default_layer, get_layer, map_layers, receptive_fields, window,
 )

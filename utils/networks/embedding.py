@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from utils.networks.graph import get_layer
+from utils.networks.spatial import get_layer
 from utils.repro import keras
 
 layers, applications = keras.layers, keras.applications

@@ -1,26 +1,36 @@
-"""The graph of any functional or Sequential Keras network: walked layer by layer, asked for layers, run in batches."""
+"""The graph of any functional or Sequential Keras network: walked layer by layer, and run in batches."""
 
 import collections
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from utils.repro import keras, tf
 
-# Layers that hand on images; the base class is that of all which prepare data: scaling, resizing, augmentation.
-NOT_FEATURES = (keras.layers.InputLayer, keras.layers.Rescaling.__base__)
-SQUASHING = ("softmax", "log_softmax", "sigmoid")
-
 
 class Call(NamedTuple):
-    """One use of a layer (or of an operation of keras.ops) in a network: its inputs and its output."""
+    """One use of a layer (or of an operation of keras.ops) in a network.
+
+    Attributes:
+        operation: the layer or operation.
+        arguments: positional and named arguments, (tuple, dict).
+        output: what it gave.
+    """
 
     operation: Any
-    inputs: Any
+    arguments: tuple[tuple, dict]
     output: Any
+
+    @property
+    def inputs(self) -> list:
+        """The tensors among the arguments."""
+        return [x for x in keras.tree.flatten(self.arguments) if isinstance(x, (tf.Tensor, keras.KerasTensor))]
 
 
 def call_layer(name: str, operation, *args, **kwargs):
@@ -30,17 +40,25 @@ def call_layer(name: str, operation, *args, **kwargs):
     return operation(*args, **kwargs)
 
 
-def run_layer_by_layer(network: keras.Model, images, *, call: Callable = call_layer) -> tuple[Any, dict[str, Call]]:
+def run_layer_by_layer(
+    network: keras.Model, images, *, call: Callable = call_layer, as_typed: bool = True
+) -> tuple[Any, dict[str, Call]]:
     """Run a functional or Sequential network layer by layer, nested models too; the network itself is not touched.
 
-    ``call``: (name, layer, its arguments) → output, replaces each layer's own call. Models inside whose forward pass is
-    code (subclassed) count as one layer. Returns the output, and every call by name, from input to output: a layer of a
-    nested model is named "outer/inner", the second use of a shared layer or model "name#2".
+    Models inside whose forward pass is code (subclassed) count as one layer.
+
+    Args:
+        call: (name, layer, its arguments) → output, replaces each layer's own call.
+        as_typed: False leaves images float where the network takes integers, which have no gradient.
+
+    Returns:
+        The output, and every call by name, from input to output: a layer of a nested model is named "outer/inner", the
+        second use of a shared layer or model "name#2".
     """
     calls, uses = {}, collections.Counter()
 
     def run_model(model, prefix, inputs, **_):
-        inputs = [_as_type(x, like.dtype) for x, like in zip(keras.tree.flatten(inputs), model.inputs, strict=True)]
+        inputs = [_as_type(x, like.dtype, as_typed) for x, like in zip(_flat(inputs), model.inputs, strict=True)]
         return _graph(model)._run_through_graph(inputs, functools.partial(step_of, prefix))
 
     def step_of(prefix, operation):
@@ -54,10 +72,14 @@ def run_layer_by_layer(network: keras.Model, images, *, call: Callable = call_la
 
     def record(name, operation, *args, **kwargs):
         output = call(name, operation, *args, **kwargs)
-        calls[name] = Call(operation, (*args, *kwargs.values())[0], output)
+        calls[name] = Call(operation, (args, kwargs), output)
         return output
 
-    return keras.tree.flatten(run_model(network, "", images))[0], calls
+    return _flat(run_model(network, "", images))[0], calls
+
+
+def _flat(structure):
+    return keras.tree.flatten(structure)
 
 
 def _graph(operation):
@@ -66,83 +88,87 @@ def _graph(operation):
     return graph if hasattr(graph, "_run_through_graph") else None
 
 
-def _as_type(tensor, dtype):
-    return tensor if tf.as_dtype(tensor.dtype) == tf.as_dtype(dtype) else keras.ops.cast(tensor, dtype)
+def _as_type(tensor, dtype, as_typed):
+    is_typed = tf.as_dtype(tensor.dtype) == tf.as_dtype(dtype)
+    is_kept = not as_typed and not tf.as_dtype(dtype).is_floating
+    return tensor if is_typed or is_kept else keras.ops.cast(tensor, dtype)
 
 
 def trace(network: keras.Model) -> tuple[Any, dict[str, Call]]:
-    """`run_layer_by_layer` without numbers: the symbolic tensors from the time the layers were built."""
-    return run_layer_by_layer(network, network.inputs, call=lambda name, operation, *args, **kwargs: operation.output)
+    """`run_layer_by_layer` without numbers: each use of a layer gives symbolic tensors of its own."""
+
+    def call(name, operation, *args, **kwargs):
+        return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), operation.output)
+
+    return run_layer_by_layer(network, network.inputs, call=call)
 
 
-def map_layers(network: keras.Model) -> list[str]:
-    """Names of the layers with feature maps (N, h, w, C), from input to output; in nested models "outer/inner".
+def _layers(network):
+    """Layers of nested models, too."""
+    return network._flatten_layers(include_self=False)
 
-    Example:
-        >>> from utils.networks import Spec, embedding_network
-        >>> map_layers(embedding_network(Spec("small_resnet", image_size=32)))[-2:]
-        ['stage_3_block_1_add', 'stage_3_block_1_relu']
+
+def structure(network: keras.Model) -> tuple:
+    """What a function compiled from the network depends on, besides the values of its weights: the key of a cache.
+
+    Layers can be taken away and added, change their activation, be quantised or get weights of low rank.
     """
-    return [name for name, call in trace(network)[1].items() if _gives_maps(call)]
+    parts = []
+    for layer in _layers(network):
+        variables = (*layer._trainable_variables, *layer._non_trainable_variables)
+        parts.append((layer, getattr(layer, "activation", None), layer.dtype_policy.name, *map(id, variables)))
+    return tuple(parts)
 
 
-def _gives_maps(call):
-    is_feature = isinstance(call.operation, keras.Layer) and not isinstance(call.operation, NOT_FEATURES)
-    return is_feature and len(getattr(call.output, "shape", ())) == 4
+def apply(call: Call, tensors: list):
+    """The layer of a traced call on other tensors, in inference mode."""
+    new = dict(zip(map(id, call.inputs), tensors, strict=True))
+    arguments, named = keras.tree.map_structure(lambda x: new.get(id(x), x), call.arguments)
+    return call_layer("", call.operation, *arguments, **named)
 
 
-def receptive_fields(network: keras.Model) -> dict[str, tuple[float, int]]:
-    """For each layer of `map_layers`: the side of the square that one cell sees, and the cells' distance, in pixels.
+def per_network(function: Callable) -> Callable:
+    """Keep what the function finds out of a network, for as long as that lives and its layers stay the same."""
+    kept = weakref.WeakKeyDictionary()
 
-    Along the height, away from the borders. A layer behind a global pooling, as in squeeze-and-excite, sees all: inf.
-    """
-    fields, by_name = {}, {}
-    for name, call in trace(network)[1].items():
-        operation, inputs, output = call
-        below = [fields.get(id(tensor), (1, 1)) for tensor in keras.tree.flatten(inputs)]
-        size, stride = (max(values) for values in zip(*below, strict=True))
-        kernel = np.ravel(getattr(operation, "kernel_size", getattr(operation, "pool_size", 1)))[0]
-        dilation, step = (np.ravel(getattr(operation, key, 1))[0] for key in ("dilation_rate", "strides"))
-        is_global = type(operation).__name__.startswith("Global")
-        size = float("inf") if is_global else size + int(dilation * (kernel - 1)) * stride
-        fields[id(output)] = size, int(stride * step)
-        if _gives_maps(call):
-            by_name[name] = fields[id(output)]
-    return by_name
+    @functools.wraps(function)
+    def of_network(network, *args):
+        now = structure(network)
+        before, results = kept.get(network, (None, {}))
+        if before != now:
+            kept[network] = now, (results := {})
+        if args not in results:
+            # Eagerly, also while a graph is being made; the scope would stop gradient tapes inside it, too.
+            with tf.init_scope() if tf.inside_function() else contextlib.nullcontext():
+                results[args] = function(network, *args)
+        return results[args]
 
-
-def check_layers(network: keras.Model, names: Iterable[str]) -> None:
-    """ValueError that lists the valid names unless all these layers give feature maps."""
-    valid = map_layers(network)
-    if unknown := [name for name in names if name not in valid]:
-        raise ValueError(f"No layer of that name gives feature maps; choose one of {valid}. Received: {unknown[0]!r}")
-
-
-def get_layer(network: keras.Model, name: str) -> keras.Layer:
-    """The layer of that name; ValueError that lists the valid names if it does not give feature maps."""
-    check_layers(network, [name])
-    return trace(network)[1][name].operation
-
-
-def default_layer(network: keras.Model) -> str:
-    """The layer that Grad-CAM uses by default: the registry's choice, or the last layer with feature maps."""
-    for registered in (network, getattr(network, "spec", None)):  # of `classifiers.build`, of `embedding_network`
-        if getattr(registered, "default_layer", None):
-            return registered.default_layer
-    layers = map_layers(network)
-    if not layers:
-        raise ValueError(f"The network {network.name!r} has no layer that gives feature maps (N, h, w, C).")
-    return layers[-1]
+    return of_network
 
 
 def check_network(network: keras.Model) -> None:
     """ValueError unless the network is built from layers and has one input of images and one output."""
+    if first := [layer.name for layer in _layers(network) if getattr(layer, "data_format", "") == "channels_first"]:
+        raise ValueError(f"Expected layers with channels last. Received: {first[0]!r} with channels first")
     is_graph = network.built and _graph(network)
     if not is_graph or len(network.inputs) != 1 or len(network.outputs) != 1 or len(network.inputs[0].shape) != 4:
         raise ValueError(
             "Expected a built functional or Sequential network with one input (N, H, W, C) and one output. "
             f"Received: {network.name!r}, {'built' if network.built else 'not built'}"
         )
+
+
+def not_in_keras(network: keras.Model) -> str | None:
+    """The first layer that cannot be read back from a file: its name and kind."""
+    for layer in _layers(network):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of lambdas, which are refused on reading
+                config = keras.saving.serialize_keras_object(layer)
+            keras.saving.deserialize_keras_object(config, safe_mode=True)
+        except Exception:  # whatever a layer's configuration raises
+            if not layer._layers or isinstance(layer, keras.layers.Lambda):
+                return f"{layer.name!r}, a {type(layer).__name__}"
+    return None
 
 
 def wrap(inputs, outputs, *, like: keras.Model, name: str | None = None) -> keras.Model:
@@ -152,42 +178,13 @@ def wrap(inputs, outputs, *, like: keras.Model, name: str | None = None) -> kera
     return network
 
 
-def head(output, calls: dict[str, Call]) -> Call:
-    """The call that made the output of `run_layer_by_layer` (dropout behind it does nothing and does not count)."""
-    return next((call for call in calls.values() if call.output is output), Call(None, output, output))
-
-
-def scores(head: Call):
-    """The class scores: the head's output, or the logits that its softmax or sigmoid receives."""
-    layer, inputs, output = head
-    if type(layer).__name__ in ("Softmax", "LogSoftmax", "Sigmoid"):  # a layer or an operation of keras.ops
-        return inputs
-    activation = getattr(getattr(layer, "activation", None), "__name__", "")
-    if activation not in SQUASHING:
-        return output
-    if isinstance(layer, keras.layers.Activation):
-        return inputs
-    if not isinstance(layer, keras.layers.Dense):
-        if activation == "sigmoid":  # it squashes each output alone: it can stay
-            return output
-        raise ValueError(
-            f"Cannot look behind the {activation} of a {type(layer).__name__} layer; end the network in Dense, or give "
-            f"the {activation} a layer of its own. Received: {layer.name!r}"
-        )
-    logits = keras.ops.matmul(inputs, layer.kernel)
-    return logits if layer.bias is None else logits + layer.bias
-
-
-def score_output(network: keras.Model) -> keras.KerasTensor:
-    """The class scores as a tensor of the network: its output, or what its last softmax or sigmoid receives."""
-    last = head(*trace(network))
-    logits = scores(last)
-    return network.outputs[0] if logits is last.output else logits
+def compiled(model: keras.Model) -> Callable:
+    """The model in inference mode as one TensorFlow graph, float32 (N, ...) → its outputs; the last eight are kept."""
+    return _compiled(model, structure(model))
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(model: keras.Model) -> Callable:
-    """The model in inference mode as one TensorFlow graph, float32 (N, ...) → its outputs; the last eight are kept."""
+def _compiled(model, _):
     signature = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
     return tf.function(lambda images: model(images, training=False)).get_concrete_function(signature)
 

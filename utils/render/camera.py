@@ -63,3 +63,12 @@ def spoil(image: np.ndarray, backgrounds: np.ndarray, *, rng: np.random.Generato
         _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 80))])
         image = cv2.imdecode(file, cv2.IMREAD_COLOR)
     return image
+
+
+def vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A normal image as it might have been taken, too: a little turned, shifted, nearer, lighter. uint8 (S, S, 3)."""
+    side = len(image)
+    warp = cv2.getRotationMatrix2D(((side - 1) / 2,) * 2, rng.uniform(-5, 5), rng.uniform(0.95, 1.05))
+    warp[:, 2] += side * rng.uniform(-0.03, 0.03, 2)
+    image = cv2.warpAffine(image, warp, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return np.clip(image * rng.uniform(0.92, 1.08) + rng.normal(0, 3, 3), 0, 255).astype(np.uint8)
