@@ -1,13 +1,11 @@
-"""Command line: ``python -m utils COMMAND ...``; ``-h`` lists the commands, and ``COMMAND -h`` the options of one.
-
-Collects the commands of `utils.commands` and maps errors to exit codes.
-"""
+"""Command line: ``python -m utils COMMAND ...``; ``-h`` lists the commands, and ``COMMAND -h`` the options of one."""
 
 import argparse
 import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
 
+from utils.commands import exits
 from utils.commands.common import HelpFormatter
 
 COMMANDS = {
@@ -23,20 +21,14 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 on success, 2 with one sentence on stderr on bad input, 130 after Ctrl-C."""
+    """Run a command; 0 on success, 2 and a sentence on stderr on bad input, 130 after Ctrl-C, 141 if nobody reads."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
+
+    def command():
         options = build_parser(arguments[:1]).parse_args(arguments)
         return options.main(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:  # a board with the light packages only
-        print(f"error: this command needs the package {error.name}; pip install -r requirements.txt", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+
+    return exits.code_of(command)
 
 
 def build_parser(commands: Collection[str]) -> argparse.ArgumentParser:

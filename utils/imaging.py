@@ -3,6 +3,7 @@
 Images are uint8 RGB (H, W, 3). OpenCV's BGR never leaves the function that read it.
 """
 
+import hashlib
 import os
 import re
 import warnings
@@ -43,17 +44,18 @@ def decode(path: Path) -> np.ndarray:
     """`read_image` without its ``catch_warnings``, which is not safe in threads."""
     # Pillow, because OpenCV returns the upper half of a truncated photo without a word.
     if not path.is_file():
-        raise FileNotFoundError(f"There is no image file {path}.")
+        raise FileNotFoundError(f"There is no image file {printable(path)}.")
     if path.stat().st_size == 0:
-        raise ValueError(f"Cannot read {path}: the file is empty (0 bytes).")
+        raise ValueError(f"Cannot read {printable(path)}: the file is empty (0 bytes).")
     try:
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except Image.UnidentifiedImageError:
-        raise ValueError(f"Cannot read {path}: it is not an image in a known format.") from None
+        raise ValueError(f"Cannot read {printable(path)}: it is not an image in a known format.") from None
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise ValueError(f"Cannot read {path}: {str(error).rstrip('.') or type(error).__name__}.") from error
+        problem = str(error).rstrip(".") or type(error).__name__
+        raise ValueError(printable(f"Cannot read {path}: {problem}.")) from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -70,14 +72,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def read_or_skip(files: Iterable[tuple[Path, str]], skipped: list[str]) -> Iterator[tuple[Path, str, np.ndarray]]:
-    """Read images one by one; the message of each that cannot be read is appended to ``skipped``.
-
-    Args:
-        files: paths, each with a name, as `image_files` gives them.
-
-    Yields:
-        Path, name and image, as of `read_image`.
-    """
+    """Path, name and image of each of these `image_files`; what cannot be read is ``skipped``, a sentence for each."""
     for path, name in files:
         try:
             image = read_image(path)
@@ -90,7 +85,7 @@ def read_or_skip(files: Iterable[tuple[Path, str]], skipped: list[str]) -> Itera
 def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
     """Expand paths and folders (not recursively) to pairs of a file and a name that no other pair has.
 
-    The name is the file's stem; a repeated stem gets a number: photo, photo_2.
+    The name is the file's stem, as `file_name` makes it; a repeated stem gets a number: photo, photo_2.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no image file at all.
@@ -103,7 +98,8 @@ def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
         raise FileNotFoundError(f"There is no image file in {', '.join(map(str, paths))}.")
     names, taken = [], set()
     for file in files:
-        numbers = (f"{file.stem}_{n}" if n > 1 else file.stem for n in count(1))
+        stem = file_name(file.stem)
+        numbers = (f"{stem}_{n}" if n > 1 else stem for n in count(1))
         names.append(next(name for name in numbers if name not in taken))
         taken.add(names[-1])
     return list(zip(files, names, strict=True))
@@ -117,11 +113,23 @@ def images_in(folder: Path) -> list[Path]:
     )
 
 
+def printable(text: object) -> str:
+    """Text from outside without what fonts, terminals, lists and XML refuse: a newline becomes %0A, half an é %DCE9."""
+    return "".join(c if c.isprintable() or c in "\u00a0\u3000" else f"%{ord(c):02X}" for c in str(text))
+
+
+def file_name(text: str, longest: int = 180) -> str:
+    """`printable` text that every file system takes; cut to so many bytes, it ends in a hash of the whole."""
+    name = re.sub(r"^[\s.]+|\s+$", "", printable(text).replace("/", "%2F")) or "_"
+    content, end = name.encode(), f"~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name if len(content) <= longest else content[: longest - len(end)].decode(errors="ignore") + end
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a draft path that is renamed to ``path`` on success, so that nobody sees half a file; make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
+    draft = path.with_name(f".{file_name(path.name, 240)}.part")
     try:
         yield draft
         os.replace(draft, path)

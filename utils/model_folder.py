@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils import networks, runtime
-
-META_FILE = "meta.json"
+from utils.runtime import META_FILE
 
 
 def write(
@@ -67,7 +66,7 @@ def read(folder: str | os.PathLike, is_valid: Callable[[dict], bool]) -> dict:
     except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or JSON of another kind
         known = False
     if not known:
-        raise ValueError(f"{folder / META_FILE} is damaged, or was not written by this version of Faster-Grad-CAM.")
+        raise ValueError(f"{folder / META_FILE} is damaged, or of another kind or version of model.")
     for name, checksum in known:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"The model folder {folder} is incomplete: {name} is missing.")

@@ -15,6 +15,9 @@ from utils.runtime import silent_stderr
 # The log differs between machines, and a notebook test compares stderr. TensorFlow 2.21 writes the first lines
 # while its library is being loaded, whatever the log level is; the level is for those that come later.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if (backend := os.environ.get("KERAS_BACKEND") or "tensorflow") != "tensorflow":
+    raise ImportError(f"KERAS_BACKEND is {backend}, but this project computes with TensorFlow: unset that variable.")
+os.environ["KERAS_BACKEND"] = backend  # rather than what a settings file of Keras says
 with silent_stderr():
     import keras
     import tensorflow as tf

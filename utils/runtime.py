@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from utils import imaging
 
-FLOAT_FILE, INT8_FILE = "explainer.tflite", "explainer_int8.tflite"  # in a model folder
+FLOAT_FILE, INT8_FILE, META_FILE = "explainer.tflite", "explainer_int8.tflite", "meta.json"  # in a model folder
 FORMAT = 1
 METADATA_FILE = "faster_gradcam.json"  # in the archive
 OUTPUTS = {  # of the graph, by kind
@@ -115,12 +115,12 @@ class Explainer:
             raise ValueError(f"num_threads must be an integer of at least 1. Received: {num_threads!r}")
         self.metadata = read_metadata(path)
         self.kind = self.metadata.get("kind", "label")
-        self.class_names = tuple(self.metadata["class_names"])
+        self.class_names = tuple(map(imaging.printable, self.metadata["class_names"]))
         self.input_size = tuple(self.metadata["image_size"])
         self.precision = self.metadata["precision"]
         self.network_seconds = math.nan
         with silent_stderr():  # it announces its CPU kernels there
-            self._interpreter = Interpreter(os.fspath(path), num_threads=num_threads)
+            self._interpreter = Interpreter(os.fsencode(path), num_threads=num_threads)
             self._interpreter.allocate_tensors()
         self._input = self._interpreter.tensor(self._interpreter.get_input_details()[0]["index"])
         details = self._interpreter.get_signature_runner().get_output_details()
@@ -194,9 +194,14 @@ def softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
 
 @contextmanager
 def silent_stderr():
-    """Send what C++ code writes to file descriptor 2 to nowhere; Python exceptions pass through."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """Send what C++ code writes to file descriptor 2, open or closed, to nowhere; Python exceptions pass through."""
+    with suppress(AttributeError, ValueError, OSError):  # there is none, it is closed, nobody reads it
+        sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        kept = os.dup(nowhere)
     os.dup2(nowhere, 2)
     try:
         yield

@@ -29,6 +29,7 @@ from utils.commands.common import option
 from utils.runtime import Explainer
 
 JOURNAL = "journal.jsonl"
+LONGEST_JPEG = 65500  # pixels, of a side
 COPIED = {"BMP": ".bmp", "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # by Pillow's name: what every tool reads
 
 
@@ -89,12 +90,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options) -> int:
     settings = common.chosen(options, Settings)
+    model = common.model_file(options, "label")
     files = imaging.image_files(options.images)
-    with common.with_bar(files, "annotating") as bar:
-        done = run(
-            files, common.model_file(options), options.out, settings=settings, formats=options.format,
-            num_threads=options.threads, force=options.force, progress=lambda entry: bar.update(entry["done"] - bar.n),
-        )
+    bar = iter(common.with_bar(files, "annotating"))
+    done = run(
+        files, model, options.out, settings=settings, formats=options.format, num_threads=options.threads,
+        force=options.force, progress=lambda _: next(bar),
+    )
+    next(bar, None)  # it ends
     print(f"kept {done.kept} of {len(files)} images; {done.rejected} rejected, see {options.out / REJECTED}")
     if done.explained:
         rate, rate_alone = (done.explained / max(value, 1e-9) for value in (done.seconds, done.explain_seconds))
@@ -138,11 +141,11 @@ def run(
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"The formats are {', '.join(FORMATS)}. Received: {', '.join(sorted(unknown))}")
     explainer = Explainer(model_file, num_threads=num_threads)
+    common.check_kind(model_file, "label", explainer.metadata)
     out, settings = Path(out), settings or Settings()
     header = {"model": explainer.metadata["sha256"]} | asdict(settings)
     before = _begin(out, header, [name for _, name in files], force)
-    start = time.perf_counter()
-    records, times = [], []
+    records, times, start = [], [], time.perf_counter()
     with (out / JOURNAL).open("a", encoding="ascii") as journal:
         for path, name in files:
             record = before.get(name, {})
@@ -202,14 +205,14 @@ def _stamp(path):
 
 def _annotate(path, name, record, *, explainer, settings, out):
     """The record of a file, and the seconds of its explanation: None if the record from before is of the same file."""
-    source = {"name": name, "file": str(path), "stamp": _stamp(path)}
+    source = {"name": name, "file": imaging.printable(path), "stamp": _stamp(path)}
     has_copy = "image" not in record or (out / IMAGES / record["image"]).exists()
     if source.items() <= record.items() and has_copy:
         return record, None
     try:
         image = imaging.read_image(path)
-    except (ValueError, FileNotFoundError) as error:
-        return source | {"reason": str(error)}, 0.0
+    except (ValueError, OSError) as error:
+        return source | {"reason": imaging.printable(error)}, 0.0
     start = time.perf_counter()
     found = find(image, explainer, settings)
     seconds = time.perf_counter() - start
@@ -263,7 +266,8 @@ def _scale(corners, scale, size):
 def copy_or_reencode(path: Path, image: np.ndarray, stem: Path) -> Path:
     """Copy an image file to ``stem`` with the suffix of its format, byte by byte, if every reader sees what we see.
 
-    A file that has to be turned, is an animation or has a rare format is written as a new JPEG instead.
+    A file that has to be turned, is an animation or has a rare format is written as a new JPEG instead, or as PNG
+    where it is too long for that.
 
     Args:
         path: the file.
@@ -276,7 +280,7 @@ def copy_or_reencode(path: Path, image: np.ndarray, stem: Path) -> Path:
         warnings.simplefilter("ignore")  # as in imaging.read_image
         turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
         suffix = None if turned or getattr(opened, "n_frames", 1) > 1 else COPIED.get(opened.format)
-    copy = stem.with_name(stem.name + (suffix or ".jpg"))
+    copy = stem.with_name(stem.name + (suffix or (".jpg" if max(image.shape) <= LONGEST_JPEG else ".png")))
     if suffix:
         with imaging.atomic_write(copy) as draft:
             shutil.copyfile(path, draft)

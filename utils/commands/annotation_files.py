@@ -129,7 +129,7 @@ def _yolo(record, class_names):
 
 def _write_texts(out, texts, force):
     """Write what is not there yet; nothing, if something else is there."""
-    contents = {out / path: text.encode(errors="replace") for path, text in texts.items()}  # names may hold any byte
+    contents = {out / path: text.encode() for path, text in texts.items()}
     there = {path for path in contents if path.exists()}
     same = {path for path in there if path.read_bytes() == contents[path]}
     changed = sorted(path.relative_to(out).as_posix() for path in there - same)

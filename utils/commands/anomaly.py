@@ -81,12 +81,8 @@ def _fit(options) -> int:
 
 
 def _explain(options) -> int:
-    from tqdm import tqdm
-
+    explainer = runtime.Explainer(common.model_file(options, "anomaly"), num_threads=options.threads)
     files = imaging.image_files(options.images)
-    explainer = runtime.Explainer(options.model / runtime.FLOAT_FILE, num_threads=options.threads)
-    if explainer.kind != "anomaly":
-        raise ValueError(f"{options.model} finds no anomalies; `python -m utils anomaly fit` makes a model that does.")
     skipped = []
     scores = options.out / "scores.csv"
     with imaging.atomic_write(scores) as draft, draft.open("w", newline="", encoding="utf-8") as table:
@@ -97,6 +93,6 @@ def _explain(options) -> int:
             heat = result.heatmaps[0]
             imaging.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))
             imaging.write_image(options.out / f"{name}_mask.png", np.where(heat > 0.5, np.uint8(255), np.uint8(0)))
-            rows.writerow([path, f"{result.scores[0]:.4f}", int(result.is_anomaly[0])])
-            tqdm.write(f"{path}\t{result.names[0]}\t{result.scores[0]:.3f}")
+            rows.writerow([imaging.printable(path), f"{result.scores[0]:.4f}", int(result.is_anomaly[0])])
+            common.write_line(common.columns([path, result.names[0], f"{result.scores[0]:.3f}"]))
     return common.report_skipped(skipped, len(files))

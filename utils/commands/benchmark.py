@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options) -> int:
     from utils.commands import report, timing
 
+    common.check_kind(options.model, "label")
     common.prepare_results(options)
     result = timing.run(options.model, options.rounds, progress=_print_progress)
     print(report.times_table(result))

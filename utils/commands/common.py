@@ -3,16 +3,22 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import field, fields
 from pathlib import Path
 from typing import get_args
 
-from utils import runtime
+from utils import imaging, runtime
 
 DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "janken"
 SOURCES = ("janken", "synthetic")  # of training data; any other name is a folder
 DATA_HELP = "janken (real photos), synthetic (rendered hands) or a folder with one sub-folder per class"
+OTHER_KIND = {  # what is said of a model of this kind where another is wanted
+    "label": "finds no anomalies but names classes: `explain`, `annotate`, `evaluate`, `export`, `benchmark` and "
+    "`demo` take it; `anomaly fit` makes a model that does",
+    "anomaly": "finds anomalies and names no classes: `anomaly explain` and `demo` take it; `train` makes a model that "
+    "does",
+}
 METAVARS = {int: "N", float: "X", str: "NAME"}
 SHARED = {
     "images": {"nargs": "+", "type": Path, "metavar": "IMAGE", "help": "image files, or folders of them"},
@@ -49,9 +55,53 @@ def add_shared(parser, names: list[str]) -> None:
         parser.add_argument(name, **SHARED[name])
 
 
-def model_file(options) -> Path:
-    """The exported file that --model and --int8 name."""
-    return options.model / (runtime.INT8_FILE if options.int8 else runtime.FLOAT_FILE)
+def check_kind(model: Path, kind: str, meta: dict | None = None) -> None:
+    """Raise one sentence for a model that is not of this kind, "label" or "anomaly".
+
+    Args:
+        meta: what the model says of itself; None: what the folder's ``meta.json`` does.
+    """
+    found = (_read_meta(model) if meta is None else meta).get("kind", "label")
+    if found != kind:
+        raise ValueError(f"{model} {OTHER_KIND.get(found, 'is of a kind that is not known here')}.")
+
+
+def _read_meta(folder):
+    """The content of ``meta.json``; {} if it is damaged, which is said on loading."""
+    file = folder / runtime.META_FILE
+    if not file.is_file():
+        problem = f"it holds no {file.name}"
+        if folder.is_file():
+            problem = "it is a file; name the folder that it lies in"
+        elif any((folder / name).is_file() for name in (runtime.FLOAT_FILE, runtime.INT8_FILE)):
+            problem += ", only an exported file, for demo, annotate or anomaly explain"
+        raise FileNotFoundError(f"{folder} is not a model folder: {problem}.")
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return {}
+
+
+def model_file(options, kind: str | None = None) -> Path:
+    """The exported file that --model and --int8 name, after a check that it is there, and of this kind if one is given.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not; the sentence says what takes it, or makes it.
+    """
+    folder, int8 = options.model, getattr(options, "int8", False)
+    file = folder / (runtime.INT8_FILE if int8 else runtime.FLOAT_FILE)
+    if file.is_file():
+        if kind:
+            check_kind(folder, kind, runtime.read_metadata(file))
+        return file
+    advice = "; name the folder around the file" if folder.is_file() else ""
+    if (folder / runtime.META_FILE).is_file():
+        meta = _read_meta(folder)
+        check_kind(folder, kind or meta.get("kind", "label"), meta)
+        advice = f": `python -m utils export {folder} --data my_photos` writes it"
+        if meta.get("kind") == "anomaly":
+            advice = "; leave out --int8" if int8 else ": `python -m utils anomaly fit` writes it"
+    raise FileNotFoundError(f"There is no explainer file {file}{advice}.")
 
 
 def option(default, help: str, **settings):
@@ -108,15 +158,38 @@ def write_results(options, result: dict, draw: Callable) -> None:
         draw().savefig(options.plot)
 
 
-def with_bar(files: list, what: str):
-    """The files, with a bar on stderr while they are gone through, where that is a terminal."""
-    from tqdm import tqdm  # a board has none
-
+def with_bar(files: list, what: str) -> Iterable:
+    """The files, with a bar on stderr while they are gone through, where that is a terminal and tqdm is there."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:  # on a board
+        return files
     return tqdm(files, what, leave=False, delay=2, disable=None)
+
+
+def columns(values: list) -> str:
+    """A line of values, which may come from outside."""
+    return "\t".join(map(imaging.printable, values))
+
+
+def write_line(line: str) -> None:
+    """Print a line; a bar of `with_bar` steps aside."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        print(line)
+    else:
+        tqdm.write(line)
 
 
 def report_skipped(skipped: list[str], n_files: int) -> int:
     """Say on stderr what was skipped; returns the exit code: 2 if that is every file."""
     if skipped:
-        print(f"skipped {len(skipped)} of {n_files}: {' '.join(skipped[:5])}", file=sys.stderr)
+        print(f"skipped {len(skipped)} of {n_files}: {first_of(skipped)}", file=sys.stderr)
     return 2 if len(skipped) == n_files else 0
+
+
+def first_of(sentences: list[str]) -> str:
+    """The first five sentences, and how many more there are."""
+    more = [f"and {len(sentences) - 5} more"] if len(sentences) > 5 else []
+    return " ".join(sentences[:5] + more)

@@ -36,7 +36,10 @@ RECENT_FRAMES = 30  # the rates are means over these
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_examples(parser, "--source clip.mp4 --mode box --save out.mp4", "--web --int8")
     common.add_shared(parser, ["--model", "--int8", "--threads"])
-    parser.add_argument("--source", default="0", help="number of a camera, or a video, an image, a folder of images")
+    parser.add_argument(
+        "--source", default="0",
+        help="number of a camera, address of a stream (rtsp://, http://), or a video, an image, a folder of images",
+    )
     parser.add_argument(
         "--mode", choices=MODES, default=MODES[0],
         help="drawn first; keys in the window: s heat map or box, p pause, w write the picture, q quit",
@@ -65,7 +68,7 @@ def run(
     """Explain what the source shows until it ends or a person ends it.
 
     Args:
-        source: number of a camera, or path of a video, an image or a folder of images.
+        source: number of a camera, address of a network stream, or path of a video, an image or a folder of images.
         model_file: an ``explainer.tflite`` or ``explainer_int8.tflite``.
         mode: what is drawn first, "heatmap" or "box".
         save: .mp4 or .avi of the annotated frames; it appears at the end, also if that is an error or Ctrl-C.
@@ -281,7 +284,7 @@ class Recorder:
         if path.suffix.lower() not in CODECS:
             raise ValueError(f"A video file must end in {' or '.join(CODECS)}. Received: {path}")
         self._path = path
-        self._draft = path.with_name(f".{path.stem}.part{path.suffix.lower()}")
+        self._draft = path.with_name(f".{imaging.file_name(path.stem, 240)}.part{path.suffix.lower()}")
         self._fps, self._live = fps, live
         self._written = 0
         self._writer = self._open((240, 320))  # any size will do
@@ -309,9 +312,10 @@ class Recorder:
             self._draft.unlink(missing_ok=True)
 
     def _open(self, size):
+        file = sources.for_opencv(self._draft)
         for codec in () if self._path.is_dir() else CODECS[self._path.suffix.lower()]:
             with silent_stderr():
-                writer = cv2.VideoWriter(str(self._draft), cv2.VideoWriter_fourcc(*codec), self._fps, size[::-1])
+                writer = cv2.VideoWriter(file, cv2.VideoWriter_fourcc(*codec), self._fps, size[::-1])
             if writer.isOpened():
                 return writer
         raise OSError(f"Cannot write the video {self._path}: no such folder, no permission, or no codec for it.")

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from utils import heatmap
+from utils import heatmap, imaging
 
 FONT, TEXT_HEIGHT = cv2.FONT_HERSHEY_SIMPLEX, 0.055  # of the picture's height
 WHITE, BLACK, YELLOW = (255, 255, 255), (0, 0, 0), (255, 221, 0)
@@ -19,6 +19,7 @@ def draw_box(picture: np.ndarray, box: heatmap.Corners) -> None:
 
 def draw_text(picture: np.ndarray, text: str, *, corner: tuple[int, int], lowest: int) -> int:
     """Write on a plate that stands on the corner (x, y), moved inside and above ``lowest``; returns the plate's top."""
+    text = imaging.printable(text)  # OpenCV crashes at half a character
     height, width = picture.shape[:2]
     margin = round(TEXT_HEIGHT * height / 3)
     unit = cv2.getTextSize(text, FONT, 1.0, 1)[0]  # OpenCV 5 has another font than 4

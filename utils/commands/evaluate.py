@@ -22,6 +22,7 @@ def main(options) -> int:
     from utils.commands import comparison, report, training
     from utils.faster_gradcam import FasterGradCAM
 
+    common.check_kind(options.model, "label")
     common.prepare_results(options)
     faster = FasterGradCAM.load(options.model)
     recipe = Recipe.of(faster)

@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options) -> int:
     if options.keep_aspect and not options.network:
         raise ValueError("--keep-aspect needs --network: a model of this project takes images of one size.")
+    if not options.network:
+        common.check_kind(options.model, "label")
     wishes = (options.network, options.method, options.layer, options.class_id, options.top_n)
     if options.all_layers or any(wish is not None for wish in wishes):
         return _explain_with_gradients(options)
@@ -53,8 +55,6 @@ def main(options) -> int:
 
 
 def _explain_with_gradients(options) -> int:
-    from tqdm import tqdm
-
     from utils import networks
     from utils.commands import pictures
     from utils.faster_gradcam import FasterGradCAM
@@ -76,14 +76,12 @@ def _explain_with_gradients(options) -> int:
         method=options.method or "gradcam",
         layers=networks.map_layers(network) if options.all_layers else options.layer or [default_layer],
         class_ids=options.class_id, top_n=1 if options.top_n is None else options.top_n,
-        smallest_side=smallest_side, report=tqdm.write,
+        smallest_side=smallest_side, report=common.write_line,
     )
     return common.report_skipped(manifest["skipped"], len(files))
 
 
 def _explain_with_clusters(options) -> int:
-    from tqdm import tqdm
-
     from utils.faster_gradcam import FasterGradCAM
 
     files = imaging.image_files(options.images)
@@ -95,5 +93,5 @@ def _explain_with_clusters(options) -> int:
         imaging.write_image(options.out / f"{name}_heatmap.png", heatmap.grey(heat))
         imaging.write_image(options.out / f"{name}_overlay.png", heatmap.overlay(image, heat))
         box = heatmap.box(heat)
-        tqdm.write(f"{path}\t{result.names[0]}\t{result.scores.max():.3f}\t{box or 'no box'}")
+        common.write_line(common.columns([path, result.names[0], f"{result.scores.max():.3f}", box or "no box"]))
     return common.report_skipped(skipped, len(files))

@@ -24,6 +24,7 @@ def main(options) -> int:
     from utils.commands import training
     from utils.faster_gradcam import FasterGradCAM
 
+    common.check_kind(options.model, "label")
     faster = FasterGradCAM.load(options.model)
     recipe = Recipe.of(faster)
     sources = options.data or recipe.data

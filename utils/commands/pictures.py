@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from utils import arcface, gradcam, heatmap, imaging, networks, repro, runtime
+from utils.commands import common
 from utils.repro import keras
 
 MANIFEST = "manifest.json"
+LINE = ("rank", "id", "name")  # what is reported of a class, between file and probability
+LONGEST_NAME = 240  # bytes, of a picture without its suffix
 LONGEST = 4  # times as long as the smallest side may the other be; Score-CAM of VGG then takes 6.5 GB
 
 
@@ -42,7 +45,7 @@ def explain_files(
     """
     layers = list(layers) or [networks.default_layer(network)]
     _check(network, layers, top_n, smallest_side)
-    entries, skipped = [], []
+    entries, skipped, names = [], [], [*map(imaging.printable, class_names)]
     for path, base, image in imaging.read_or_skip(files, skipped):
         try:
             seen = _as_seen(path, image, network, smallest_side)
@@ -50,14 +53,14 @@ def explain_files(
             skipped.append(str(error))
             continue
         entry = _explain_image(
-            image, seen, base=base, network=network, class_names=class_names, out=out, method=method, layers=layers,
+            image, seen, base=base, network=network, class_names=names, out=out, method=method, layers=layers,
             class_ids=class_ids, top_n=top_n,
         )
-        entries.append({"file": path.name} | entry)
+        entries.append({"file": imaging.printable(path.name)} | entry)
         for found in entry["classes"]:
-            report(f"{path}\t{found['rank']}\t{found['id']}\t{found['name']}\t{found['probability']:.3f}")
+            report(common.columns([path, *(found[key] for key in LINE), f"{found['probability']:.3f}"]))
     if not entries:
-        raise ValueError(f"None of the images could be explained: {' '.join(skipped[:5])}")
+        raise ValueError(f"None of the images could be explained: {common.first_of(skipped)}")
     manifest = {
         "network": network.name, "method": method, "layers": layers, "versions": repro.versions(),
         "smallest_side": smallest_side, "images": entries, "skipped": skipped,
@@ -80,7 +83,8 @@ def _as_seen(path, image, network, smallest_side):
     """The image (H, W, 3) as the network sees it: (1, height, width, 3)."""
     given = image.shape[:2]
     if smallest_side and max(given) > LONGEST * min(given):
-        raise ValueError(f"Cannot keep the aspect of {path}: {given[1]}x{given[0]} is longer than {LONGEST} to 1.")
+        file = imaging.printable(path)
+        raise ValueError(f"Cannot keep the aspect of {file}: {given[1]}x{given[0]} is longer than {LONGEST} to 1.")
     if smallest_side:
         size = (round(side * smallest_side / min(given)) for side in given)
     else:
@@ -121,7 +125,7 @@ def _explain_image(image, seen, *, base, network, class_names, out, method, laye
             pictures[f"{prefix}segmented"] = heatmap.segment(image, heat)
             if k in guided:  # Guided Grad-CAM is the product (arXiv 1610.02391, section 3.2)
                 pictures[f"{prefix}guided_gradcam"] = _relief(guided[k] * heat[..., None])
-        files = {kind: f"{stem}_{_file_part(kind)}.png" for kind in pictures}
+        files = {kind: f"{imaging.file_name(f'{stem}_{_file_part(kind)}', LONGEST_NAME)}.png" for kind in pictures}
         for kind, picture in pictures.items():
             imaging.write_image(out / files[kind], picture)
         probability = round(float(shares[k]), 6)

@@ -10,6 +10,7 @@ import html
 import json
 import os
 import re
+import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -124,9 +125,17 @@ def server(
         raise ValueError(f"The port must be in 0..65535. Received: {port}")
     content = page(file, mode, packages=SERVED if assets else CDN).encode()
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), _handler(content, assets and Path(assets, "@litertjs")))
+        return Server(("127.0.0.1", port), _handler(content, assets and Path(assets, "@litertjs")))
     except OSError as error:
         raise OSError(f"Cannot serve on port {port} ({error.strerror}); choose another with --port.") from None
+
+
+class Server(ThreadingHTTPServer):
+    """A server that takes it calmly when a browser leaves in the middle of the page."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(content, folder):
