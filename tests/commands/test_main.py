@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from samples import write_detector
 
 from utils import arcface, imaging, runtime
 from utils.__main__ import main
@@ -188,7 +190,7 @@ def test_no_model_there(photos, tmp_path, capsys):
     assert "is not a model folder" in capsys.readouterr().err
 
 
-def test_a_board_needs_the_light_packages_only():
+def test_a_board_needs_the_light_packages_only(tmp_path):
     heavy = ["tensorflow", "keras", "litert_quantizer", "matplotlib", "scipy", "sklearn", "tqdm"]
     block = f"import sys; sys.modules.update(dict.fromkeys({heavy})); from utils.__main__ import main; "
 
@@ -199,7 +201,39 @@ def test_a_board_needs_the_light_packages_only():
     demo = ["demo", "--source", str(HANDS / "gu"), "--headless"]
     run = light(demo)
     assert run.returncode == 0 and json.loads(run.stdout.splitlines()[-1])["frames"] == 10, run.stderr
+    annotate = ["annotate", str(HANDS / "gu"), "--out", str(tmp_path / "out")]
+    run = light(annotate)
+    assert run.returncode == 0 and run.stdout.startswith("kept "), run.stderr
+    model = write_detector(tmp_path / "detector")
+    detect = ["anomaly", "explain", str(HANDS / "gu"), "--model", str(model), "--out", str(tmp_path / "found")]
+    run = light(detect)
+    assert run.returncode == 0 and len(run.stdout.splitlines()) == 10, run.stderr
     explain = ["explain", str(HANDS / "gu"), "--out", "nowhere"]
     run = light(explain)
     assert run.returncode == 2 and run.stderr.startswith("error: this command needs the package")
     assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "numpy"])
+def test_a_keras_that_computes_with_something_else(backend, tmp_path):
+    """Advice to install what it would compute with would lead nowhere."""
+    arguments = ["explain", str(HANDS / "gu" / "00.jpg"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "utils"]
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    run = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=HANDS.parents[1], env=environment)
+    sentence = f"error: KERAS_BACKEND is {backend}, but this project computes with TensorFlow: unset that variable.\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", sentence) and not (tmp_path / "out").exists()
+    demo = [*command, "demo", "--headless", "--source", str(HANDS / "gu")]  # it needs no Keras
+    assert subprocess.run(demo, capture_output=True, cwd=HANDS.parents[1], env=environment).returncode == 0
+
+
+def test_a_settings_file_of_keras_does_not_choose_the_backend(tmp_path):
+    (tmp_path / "keras.json").write_text('{"backend": "torch"}')
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    code = "from utils.repro import keras; print(keras.backend.backend())"
+    for more in ({}, {"KERAS_BACKEND": ""}, {"KERAS_BACKEND": "tensorflow"}):
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=HANDS.parents[1],
+            env=environment | {"KERAS_HOME": str(tmp_path)} | more,
+        )
+        assert run.stdout == "tensorflow\n", run.stderr

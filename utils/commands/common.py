@@ -70,11 +70,11 @@ def _read_meta(folder):
     """The content of ``meta.json``; {} if it is damaged, which is said on loading."""
     file = folder / runtime.META_FILE
     if not file.is_file():
-        problem = f"it holds no {file.name}"
+        problem = f"it holds no {file.name}; `train` or `anomaly fit` makes one"
         if folder.is_file():
             problem = "it is a file; name the folder that it lies in"
         elif any((folder / name).is_file() for name in (runtime.FLOAT_FILE, runtime.INT8_FILE)):
-            problem += ", only an exported file, for demo, annotate or anomaly explain"
+            problem = f"it holds no {file.name}, only an exported file, for demo, annotate or anomaly explain"
         raise FileNotFoundError(f"{folder} is not a model folder: {problem}.")
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
@@ -94,7 +94,7 @@ def model_file(options, kind: str | None = None) -> Path:
         if kind:
             check_kind(folder, kind, runtime.read_metadata(file))
         return file
-    advice = "; name the folder around the file" if folder.is_file() else ""
+    advice = "; name the folder around the file" if folder.is_file() else "; `export` or `anomaly fit` writes one"
     if (folder / runtime.META_FILE).is_file():
         meta = _read_meta(folder)
         check_kind(folder, kind or meta.get("kind", "label"), meta)
