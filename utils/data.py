@@ -134,7 +134,7 @@ def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_f
         try:
             image = imaging.decode(path)
         except (ValueError, OSError) as error:
-            return str(error).removeprefix(f"Cannot read {path}: ").rstrip(".")
+            return str(error).removeprefix(f"Cannot read {imaging.printable(path)}: ").rstrip(".")
         mask = find_mask(path, image)
         # Shrunk at once: memory never holds more full photos than there are threads.
         small_mask = None if mask is None else imaging.resize(mask[None], image_size, image_size)[0]

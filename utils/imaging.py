@@ -106,7 +106,7 @@ def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files in a folder, in natural order (IMG_2 before IMG_10)."""
+    """What is called an image in a folder, be it one or not, in natural order (IMG_2 before IMG_10)."""
     return sorted(
         (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "."),
         key=lambda f: ([int(p) if p.isdecimal() else p.lower() for p in re.split(r"(\d+)", f.name)], f.name),

@@ -24,8 +24,8 @@ def code_of(command: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:  # a board with the light packages only
         sentence = f"error: this command needs the package {error.name}; pip install -r requirements.txt"
         code = BAD_INPUT
-    except (ValueError, OSError, ImportError) as error:
-        code, sentence = BAD_INPUT, f"error: {' '.join(str(error).split())}"
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        code, sentence = BAD_INPUT, f"error: {' '.join(str(error).split()) or type(error).__name__}"
     except KeyboardInterrupt:
         code, sentence = INTERRUPTED, "interrupted"
     _drop_unread(sys.stdout)
