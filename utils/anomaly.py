@@ -16,7 +16,7 @@ stated share of normal images. So heat is 1/2 at the threshold, whatever the ima
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ class AnomalyDetector:
 
     @classmethod
     def fit(
-        cls, normal_images: np.ndarray | Sequence[np.ndarray], weights: str | os.PathLike | None = None, *,
+        cls, normal_images: np.ndarray | Iterable[np.ndarray], weights: str | os.PathLike | None = None, *,
         seed: int = 0, image_size: int | None = None, steps: int | None = None, false_positives: float = 0.01,
         progress: Callable[[dict], None] = lambda entry: None,
     ) -> "AnomalyDetector":
@@ -72,8 +72,8 @@ class AnomalyDetector:
         early and goes on with what was learnt; ``meta["interrupted"]`` tells.
 
         Args:
-            normal_images: uint8 RGB (N, H, W, 3), or a list of (H, W, 3) of any sizes; at least 2, better 200. A
-                defective one among them does no great harm.
+            normal_images: uint8 RGB (N, H, W, 3), or (H, W, 3) of any sizes, one by one: of large photos a generator
+                holds one at a time. At least 2, better 200. A defective one among them does no great harm.
             weights: None trains a small network from scratch; "imagenet" or a weights file takes MobileNetV2 as it is
                 and trains only what is behind it: better for photos.
             image_size: S the network works at; None: 96 from scratch, 224 with weights.
@@ -212,9 +212,10 @@ def _check_settings(spec, steps, false_positives):
 
 def _prepare(images, side):
     """Normal images of any sizes as uint8 (N, side, side, 3)."""
-    if len(images) < 2:
-        raise ValueError(f"Expected at least 2 normal images, better 20 or more. Received: {len(images)}")
-    return np.concatenate([imaging.resize(imaging.check_images(image), side, side) for image in images])
+    small = [imaging.resize(imaging.check_images(image), side, side) for image in images]
+    if len(small) < 2:
+        raise ValueError(f"Expected at least 2 normal images, better 20 or more. Received: {len(small)}")
+    return np.concatenate(small)
 
 
 def _train(core, images, *, steps, batch_size, seed, progress):

@@ -49,6 +49,7 @@ class Dataset:
         names: N relative file names, or render ids.
         skipped: what was left out, as "name: reason".
         sources: int (N,), which of the joined data sets an image came from (see `join`); None if nothing was joined.
+        left_out: paths in the folder that were not taken for photos (see `imaging.images_in`).
     """
 
     images: np.ndarray
@@ -60,6 +61,7 @@ class Dataset:
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     sources: np.ndarray | None = None
+    left_out: tuple[Path, ...] = ()
 
     @property
     def known_sources(self) -> np.ndarray:
@@ -110,7 +112,8 @@ def load_folder(folder: str | Path, image_size: int = 96, *, test_fraction: floa
     """Load a folder that holds one sub-folder of photos per class. Classes are sorted, files in natural order.
 
     ``folder/masks/<class>/<stem>.png`` (grey, > 127 is the object) may hold masks: for every photo or for none.
-    Hidden files and folders are ignored, unreadable images skipped with one warning that names them.
+    Hidden files and folders are ignored, unreadable images skipped with one warning that names them, and what is no
+    photo of a class (see `imaging.images_in`) is listed as ``left_out``.
 
     Example:
         >>> load_folder("data/hands", image_size=32).class_names
@@ -118,12 +121,12 @@ def load_folder(folder: str | Path, image_size: int = 96, *, test_fraction: floa
 
     Raises:
         FileNotFoundError: no such folder, or a photo without its mask where there is a folder ``masks``.
-        ValueError: fewer than two classes, a class without a readable image, a mask of another size.
+        ValueError: fewer than two classes, a class without a readable image of its own, a mask of another size.
     """
     folder = Path(folder).expanduser()
     find_mask = _read_mask if (folder / "masks").is_dir() else lambda path, image: None
-    how = {"image_size": image_size, "test_fraction": test_fraction, "seed": seed}
-    return _load(folder, _list_photos(folder), find_mask, **how)
+    how, left_out = {"image_size": image_size, "test_fraction": test_fraction, "seed": seed}, []
+    return replace(_load(folder, _list_photos(folder, left_out), find_mask, **how), left_out=tuple(left_out))
 
 
 def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_fraction=0.2, seed) -> Dataset:
@@ -140,7 +143,7 @@ def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_f
         small_mask = None if mask is None else imaging.resize(mask[None], image_size, image_size)[0]
         return imaging.resize(image[None], image_size, image_size)[0], small_mask
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases Python's lock
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count())) as pool:  # decoding frees Python's lock
         warnings.simplefilter("ignore")  # as in read_image
         results = list(tqdm(pool.map(read, paths), "reading", len(paths), leave=False, delay=2, disable=None))
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -148,8 +151,11 @@ def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_f
     kept = [i for i, result in enumerate(results) if not isinstance(result, str)]
     labels = np.repeat(np.arange(len(photos)), [len(files) for files in photos.values()])[kept]
     for label, name in enumerate(photos):
-        if label not in labels:
-            raise ValueError(f"{folder / name} holds no readable image, expected at least one in each class folder.")
+        if label not in labels:  # train/cat, test/good: or is it the folder above the classes?
+            parts = [path.name for path in imaging.entries(folder / name) if path.is_dir() and imaging.images_in(path)]
+            beside = f" beside its sub-folders {', '.join(parts)}" if parts else ""
+            expected = "expected at least one in each class folder"
+            raise ValueError(f"{folder / name} holds no readable image{beside}, {expected}.")
     if skipped:
         more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         warnings.warn(f"Skipped {len(skipped)} unreadable images: {'; '.join(skipped[:5])}{more}.", stacklevel=3)
@@ -160,15 +166,18 @@ def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_f
     return Dataset(np.stack(images), labels, tuple(photos), masks, train=train, test=test, names=names, skipped=skipped)
 
 
-def _list_photos(folder: Path) -> dict[str, list[Path]]:
+def _list_photos(folder: Path, left_out: list[Path] | None = None) -> dict[str, list[Path]]:
     """The image files of each class folder, in natural order (IMG_2 before IMG_10)."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}, expected one with a sub-folder of photos per class.")
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "masks" and not p.name.startswith("."))
+    found = imaging.entries(folder)
+    classes = sorted(path for path in found if path.is_dir() and path.name.lower() not in imaging.MASK_FOLDERS)
+    if left_out is not None:
+        left_out += [path for path in found if path not in classes and path.name != "masks"]
     if len(classes) < 2:
         found = f"one class, {classes[0].name}" if classes else "no sub-folder of photos"
         raise ValueError(f"{folder} holds {found}, expected at least two classes, each a sub-folder of photos.")
-    return {path.name: imaging.images_in(path) for path in classes}
+    return {path.name: imaging.images_in(path, left_out) for path in classes}
 
 
 def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:

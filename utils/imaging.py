@@ -17,7 +17,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 # Suffixes treated as images. Files that Pillow cannot read are reported, never silently dropped.
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".heic", ".avif"}
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm",
+    ".pbm", ".tga", ".jp2", ".heic", ".avif",
+}
+BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")  # of images without a suffix
+SYSTEM = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "lost+found", "thumbs.db", "desktop.ini"}  # leave these
+MASK_FOLDERS = {"masks", "ground_truth"}
+MASK_NAME = re.compile(r"^(mask|gt)[-_ .]|[-_ .](masks?|gt|labels?|seg(mentation)?|ground_?truth)$")  # of x_mask
 EXPECTED = "expected uint8 RGB of shape (N, H, W, 3) or (H, W, 3)"
 
 
@@ -82,10 +89,11 @@ def read_or_skip(files: Iterable[tuple[Path, str]], skipped: list[str]) -> Itera
             yield path, name, image
 
 
-def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
+def image_files(paths: Sequence[str | Path], left_out: list[Path] | None = None) -> list[tuple[Path, str]]:
     """Expand paths and folders (not recursively) to pairs of a file and a name that no other pair has.
 
-    The name is the file's stem, as `file_name` makes it; a repeated stem gets a number: photo, photo_2.
+    The name is the file's stem, as `file_name` makes it; a repeated stem gets a number: photo, photo_2. ``left_out`` is as of
+    `images_in`.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no image file at all.
@@ -93,7 +101,7 @@ def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
     paths = [Path(path) for path in paths]
     if missing := [str(path) for path in paths if not path.exists()]:
         raise FileNotFoundError(f"There is no file {', '.join(missing)}.")
-    files = [f for path in paths for f in (images_in(path) if path.is_dir() else [path])]
+    files = [f for path in paths for f in (images_in(path, left_out) if path.is_dir() else [path])]
     if not files:
         raise FileNotFoundError(f"There is no image file in {', '.join(map(str, paths))}.")
     names, taken = [], set()
@@ -105,12 +113,35 @@ def image_files(paths: Sequence[str | Path]) -> list[tuple[Path, str]]:
     return list(zip(files, names, strict=True))
 
 
-def images_in(folder: Path) -> list[Path]:
-    """What is called an image in a folder, be it one or not, in natural order (IMG_2 before IMG_10)."""
+def images_in(folder: Path, left_out: list[Path] | None = None) -> list[Path]:
+    """The image files in a folder, in natural order (IMG_2 before IMG_10).
+
+    To ``left_out`` is appended what else is there: sub-folders, no images, and masks, as x_mask.png beside x.jpg.
+    """
+    found = entries(folder)
+    images = [f for f in found if is_image(f)]
+    stems = {f.stem.lower() for f in images}
+    images = [f for f in images if (plain := MASK_NAME.sub("", f.stem.lower())) == f.stem.lower() or plain not in stems]
+    if left_out is not None:
+        left_out += sorted(set(found) - set(images))
+    return images
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, in natural order, without what is hidden or a system's own."""
     return sorted(
-        (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "."),
+        (f for f in folder.iterdir() if f.name[0] != "." and f.name.lower() not in SYSTEM),
         key=lambda f: ([int(p) if p.isdecimal() else p.lower() for p in re.split(r"(\d+)", f.name)], f.name),
     )
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its suffix or, if it has none, by its first bytes."""
+    suffix = path.suffix.lower().rstrip()
+    if any(map(str.isalpha, suffix)) or not (path.is_file() and os.access(path, os.R_OK)):
+        return suffix in IMAGE_SUFFIXES
+    with path.open("rb") as file:
+        return file.read(4).startswith(BEGINNINGS)
 
 
 def printable(text: object) -> str:

@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options) -> int:
     settings = common.chosen(options, Settings)
     model = common.model_file(options, "label")
-    files = imaging.image_files(options.images)
+    files = common.find_images(options.images)
     bar = iter(common.with_bar(files, "annotating"))
     done = run(
         files, model, options.out, settings=settings, formats=options.format, num_threads=options.threads,

@@ -2,12 +2,22 @@
 
 import argparse
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
 
 from utils import heatmap, imaging, runtime
 from utils.commands import common
+
+# Names of folders: where the normal images are, the first that matches; and where others are.
+NORMAL = tuple(re.compile(rf"({names})([-_ ]?(images|parts|samples|photos|\d+))?", re.I) for names in (
+    "train(ing)?", "good|ok|normals?|nominal|(defect|fault)s?[-_ ]?free|(no|non|without)[-_ ]?(defect|fault)(s|ive|y)?",
+))
+NOT_NORMAL = re.compile(
+    r"(test|val|ground_?truth|gt|mask|label|annotation|bad|ng|nio|ko|not?[-_ ]?(ok|good)|(defect|fault)(?!.*free)|"
+    r"abnormal|anomal|broken)(s|ive|y|ies|ous|idation|id|ing|ed)?([-_ ].*)?", re.I
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,20 +59,55 @@ def main(options) -> int:
     return _fit(options) if options.part == "fit" else _explain(options)
 
 
+def find_normal(folder: Path) -> list[Path]:
+    """The normal images of a folder and its sub-folders, without masks and images of defects, as their names tell.
+
+    Of a data set, as MVTec's, these are the images of train/good. What is left out is told on stderr.
+
+    Raises:
+        FileNotFoundError: no such folder, or no such image in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}, expected one of normal images.")
+    left_out = []
+    files = _normal(folder, left_out)
+    common.report_left_out(left_out)
+    if not files or folder.resolve().name.lower() in imaging.MASK_FOLDERS:
+        raise FileNotFoundError(
+            f"There is no image file of a normal thing in {folder}, expected some, also in sub-folders, or train/good."
+        )
+    return files
+
+
+def _normal(folder, left_out):
+    """Walk down; where folders named `NORMAL` are, only into these."""
+    below = [path for path in imaging.entries(folder) if path.is_dir()]
+    good = next(filter(None, ([path for path in below if name.fullmatch(path.name)] for name in NORMAL)), [])
+    if good:
+        left_out += [path for path in imaging.entries(folder) if path not in good]
+        return [file for path in good for file in _normal(path, left_out)]
+    others = []
+    files = imaging.images_in(folder, others)
+    chosen = [path for path in below if not (path.is_symlink() or NOT_NORMAL.fullmatch(path.name))]
+    left_out += [path for path in others if path not in chosen]
+    return files + [file for path in chosen for file in _normal(path, left_out)]
+
+
 def _fit(options) -> int:
     from tqdm import tqdm
 
     from utils import export
     from utils.anomaly import AnomalyDetector
 
-    if not options.folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {options.folder}, expected one of normal images.")
-    folders = [options.folder, *sorted(path for path in options.folder.rglob("*") if path.is_dir())]
-    files = imaging.image_files([folder for folder in folders if imaging.images_in(folder)] or [options.folder])
-    skipped = []
-    images = [image for _, _, image in imaging.read_or_skip(common.with_bar(files, "reading"), skipped)]
-    common.report_skipped(skipped, len(files))
-    options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
+    files = find_normal(options.folder)
+
+    def read():  # a generator: no more than one full photo in memory
+        skipped = []
+        for _, _, image in imaging.read_or_skip(common.with_bar(imaging.image_files(files), "reading"), skipped):
+            yield image
+        common.report_skipped(skipped, len(files))
+        options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
+
     with tqdm(desc="training", bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}", disable=None) as bar:
 
         def show(entry):
@@ -71,18 +116,18 @@ def _fit(options) -> int:
             bar.update(entry["done"] - bar.n)
 
         detector = AnomalyDetector.fit(
-            images, weights=common.chosen_weights(options), seed=options.seed, image_size=options.image_size,
+            read(), weights=common.chosen_weights(options), seed=options.seed, image_size=options.image_size,
             steps=options.steps, false_positives=options.false_positives, progress=show,
         )
     detector.save(options.out)
-    print(f"learnt {len(images)} normal images; saved in {options.out}", flush=True)
+    print(f"learnt {detector.meta['n_images']} normal images; saved in {options.out}", flush=True)
     print(export.export_float(detector, options.out / runtime.FLOAT_FILE))
     return 130 if detector.meta["interrupted"] else 0
 
 
 def _explain(options) -> int:
     explainer = runtime.Explainer(common.model_file(options, "anomaly"), num_threads=options.threads)
-    files = imaging.image_files(options.images)
+    files = common.find_images(options.images)
     skipped = []
     scores = options.out / "scores.csv"
     with imaging.atomic_write(scores) as draft, draft.open("w", newline="", encoding="utf-8") as table:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import get_args
@@ -156,6 +156,23 @@ def write_results(options, result: dict, draw: Callable) -> None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.plot:
         draw().savefig(options.plot)
+
+
+def find_images(paths: list) -> list[tuple[Path, str]]:
+    """`imaging.image_files`, and a line on stderr about what else is in the folders."""
+    left_out = []
+    try:
+        return imaging.image_files(paths, left_out)
+    finally:
+        report_left_out(left_out)
+
+
+def report_left_out(left_out: Sequence[Path]) -> None:
+    """Say on stderr what is in the folders and was not taken for an image."""
+    if left_out:
+        names = [f"{path}/" if path.is_dir() else str(path) for path in left_out[:5]]
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        print(f"left out {len(left_out)}: {', '.join(names)}{more}", file=sys.stderr)
 
 
 def with_bar(files: list, what: str) -> Iterable:

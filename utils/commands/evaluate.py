@@ -1,10 +1,10 @@
 """``evaluate``: the heat maps of a model beside other kinds, in numbers."""
 
 import argparse
-from pathlib import Path
+import sys
 
 from utils.commands import common
-from utils.commands.recipe import Recipe
+from utils.commands.recipe import Recipe, data_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,9 @@ def main(options) -> int:
     faster = FasterGradCAM.load(options.model)
     recipe = Recipe.of(faster)
     dataset = training.load_source(options.data, recipe)
-    is_seen = Path(options.data).name in recipe.data
+    is_seen = training.is_seen(faster, options.data, dataset)
+    if not is_seen and data_name(options.data) in recipe.data:
+        print(f"{options.data} is not as the model knows it: all its images count as unseen", file=sys.stderr)
     unseen = dataset.test if is_seen else np.arange(len(dataset.images))
     result = comparison.measure(faster, dataset, unseen)
     print(comparison.table(result), flush=True)

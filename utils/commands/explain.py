@@ -60,7 +60,7 @@ def _explain_with_gradients(options) -> int:
     from utils.faster_gradcam import FasterGradCAM
     from utils.networks import classifiers
 
-    files = imaging.image_files(options.images)
+    files = common.find_images(options.images)
     smallest_side = None
     if options.network:
         size = (None, None) if options.keep_aspect else None
@@ -84,7 +84,7 @@ def _explain_with_gradients(options) -> int:
 def _explain_with_clusters(options) -> int:
     from utils.faster_gradcam import FasterGradCAM
 
-    files = imaging.image_files(options.images)
+    files = common.find_images(options.images)
     faster = FasterGradCAM.load(options.model)
     skipped = []
     for path, name, image in imaging.read_or_skip(common.with_bar(files, "explaining"), skipped):

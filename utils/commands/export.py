@@ -28,10 +28,10 @@ def main(options) -> int:
     faster = FasterGradCAM.load(options.model)
     recipe = Recipe.of(faster)
     sources = options.data or recipe.data
-    missing = [source for source in sources if source not in common.SOURCES and not Path(source).is_dir()]
-    if missing or not sources:
-        raise ValueError(f"int8 needs training images; name them with --data. Not found: {missing or 'any'}")
-    datasets = [training.load_source(source, recipe) for source in sources]  # before anything is written
+    if options.data:
+        datasets = [training.load_source(source, recipe) for source in sources]  # before anything is written
+    else:
+        datasets = training.find_sources(faster, options.model)
     images = np.concatenate([dataset.images[dataset.train] for dataset in datasets])
     print("converting ...", flush=True)
     file = export.export_float(faster, options.model / runtime.FLOAT_FILE)

@@ -1,9 +1,10 @@
 """How a model is trained: the recipe, of which the options of ``train`` are made. Needs no TensorFlow."""
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from utils.commands.common import option
+from utils.commands.common import SOURCES, option
 
 BACKBONES = ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "small_resnet")
 # A network that has seen nothing yet learns from large steps, and not at all from images that hide most of themselves.
@@ -66,4 +67,12 @@ class Recipe:
     def stored(self) -> dict:
         """Ready for ``meta.json``: a model goes further than this machine's paths."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
-        return values | {"data": [Path(source).name for source in self.data], "weights": Path(self.weights).name}
+        return values | {"data": [data_name(source) for source in self.data], "weights": Path(self.weights).name}
+
+
+def data_name(source: str) -> str:
+    """What a model remembers of a source: its name, of "." that of the folder, of a folder named janken "janken/"."""
+    if source in SOURCES:
+        return source
+    name = Path(os.path.abspath(Path(source).expanduser())).name
+    return f"{name}/" if name in SOURCES else name

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from utils import imaging
+from utils.commands import common
 from utils.runtime import silent_stderr
 
 CAMERA_ATTEMPTS, RETRY_SECONDS = 5, 0.2  # a loose plug gets one second
@@ -36,8 +37,8 @@ def open_source(source: str) -> "Source":
         return open_stream(source)
     path = Path(source)
     live = source.isdecimal()
-    if not live and (path.is_dir() or not path.exists() or path.suffix.lower() in imaging.IMAGE_SUFFIXES):
-        return Source(read_images([file for file, _ in imaging.image_files([path])]), STILLS_FPS, stills=True)
+    if not live and (path.is_dir() or not path.exists() or imaging.is_image(path)):
+        return Source(read_images([file for file, _ in common.find_images([path])]), STILLS_FPS, stills=True)
     error = ValueError(f"Cannot read {source}: it is neither a video nor an image.")
     if live:
         error = FileNotFoundError(f"Cannot open camera {source}: it is not connected, or another program uses it.")

@@ -36,6 +36,7 @@ def main(options) -> int:
         print(f"interrupted: {kept} are kept")
     info = {"best_step": trained.best_step, "interrupted": trained.interrupted}
     info = {"training": recipe.stored() | info, "data_fingerprint": dataset.fingerprint}
+    info[training.FINGERPRINTS] = [source.fingerprint for source in sources]
     if len(dataset.test):
         accuracy = arcface.accuracy(trained.network, dataset.images[dataset.test], dataset.labels[dataset.test])
         info["test_accuracy"] = round(accuracy, 4)

@@ -1,21 +1,73 @@
 """From a recipe to a model: load the sources, join them, build the network, train it and fit its clusters."""
 
+import contextlib
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from utils import arcface, augment, data, networks, repro
+from utils.commands import common
 from utils.commands.common import SOURCES
 from utils.commands.recipe import Recipe
 from utils.faster_gradcam import FasterGradCAM, check_settings
 from utils.repro import keras
 
+FINGERPRINTS = "source_fingerprints"  # in meta.json, in the order of the recipe's data
+
 
 def load_source(source: str, recipe: Recipe) -> data.Dataset:
     """Photos, rendered hands or a folder of classes, as the recipe wants them."""
     if source not in SOURCES:
-        return data.load_folder(source, image_size=recipe.image_size, seed=recipe.seed)
+        dataset = data.load_folder(source, image_size=recipe.image_size, seed=recipe.seed)
+        common.report_left_out(dataset.left_out)
+        return dataset
     return data.load_janken(
         source, image_size=recipe.image_size, n_images=recipe.n_images, variety=recipe.variety, seed=recipe.seed
     )
+
+
+def is_seen(faster: FasterGradCAM, source: str, dataset: data.Dataset) -> bool:
+    """Whether the model was trained on this source, of which `load_source` made the dataset.
+
+    A folder is recognised by its fingerprint, whatever its name; of a model that keeps none, by its base name.
+    """
+    names, fingerprints = Recipe.of(faster).data, faster.meta.get(FINGERPRINTS)
+    if fingerprints is None:
+        return Path(source).name in names
+    return dataset.fingerprint in fingerprints or source in SOURCES and source in names
+
+
+def find_sources(faster: FasterGradCAM, folder: Path) -> list[data.Dataset]:
+    """What the model in this folder was trained on: looked for by name here, around and beside the model's folder.
+
+    Raises:
+        ValueError: something is not there, or what has its name holds other images.
+    """
+    recipe, fingerprints = Recipe.of(faster), faster.meta.get(FINGERPRINTS)
+    places = (Path(), Path(".."), folder / "..") if fingerprints else (Path(),)
+    folders = {
+        i: _find([place / name for place in places], recipe, fingerprints and fingerprints[i])
+        for i, name in enumerate(recipe.data) if name not in SOURCES
+    }
+    missing = [recipe.data[i] or "a folder without a name" for i, dataset in folders.items() if dataset is None]
+    if missing or not recipe.data:
+        raise ValueError(f"int8 needs training images; name them with --data. Not found: {', '.join(missing) or 'any'}")
+    return [folders.get(i) or load_source(name, recipe) for i, name in enumerate(recipe.data)]
+
+
+def _find(places, recipe, fingerprint):
+    """The first of these folders that has the fingerprint, loaded; without one, the first that is there; or None."""
+    for place in places:
+        if place.name.strip(".") == "" or not place.is_dir():  # of "." and ".." nobody knows which they were
+            continue
+        if fingerprint is None:
+            return load_source(str(place), recipe)
+        with warnings.catch_warnings(), contextlib.suppress(ValueError, OSError):
+            warnings.simplefilter("ignore")  # a folder of that name may be anything
+            dataset = data.load_folder(place, image_size=recipe.image_size, seed=recipe.seed)
+            if dataset.fingerprint == fingerprint:
+                return dataset
+    return None
 
 
 def join_sources(sources: list[data.Dataset], recipe: Recipe) -> data.Dataset:
