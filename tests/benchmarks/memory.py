@@ -1,0 +1,82 @@
+"""Peak resident memory of commands on photos of 12 megapixels, which must not grow with their number.
+
+    python tests/benchmarks/memory.py              # 200 photos, some minutes
+    python tests/benchmarks/memory.py --photos 24
+
+The photos are made in a temporary folder. Each command is a process of its own; its peak is the one that the system
+kept for it.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from utils import imaging  # noqa: E402
+from utils.render import hands  # noqa: E402
+
+LIMIT = 1.3  # GB
+
+
+def make_photos(folder, n_photos, size):
+    """Two classes of hands; each photo has noise of its own, as a camera's."""
+    height, width = size
+    for i in range(n_photos):
+        gesture = hands.GESTURES[i % 2]
+        images, _ = hands.render_hands([gesture], 160, seed=i)
+        image = imaging.resize(images, height, width)[0]
+        noise = np.random.default_rng(i).integers(0, 8, image.shape, np.uint8)
+        imaging.write_image(folder / gesture / f"{i}.jpg", np.minimum(image, 247) + noise)
+
+
+def commands(folder, n_steps):
+    """Name and arguments of each run; later ones use what earlier ones made."""
+    photos, few = [str(folder / "photos" / gesture) for gesture in hands.GESTURES[:2]], ["--steps", str(n_steps)]
+    model, detector = str(folder / "model"), str(folder / "detector")
+    small = ["--weights", "none", "--image-size", "96", *few]
+    return {
+        "anomaly fit": ["anomaly", "fit", str(folder / "photos"), "--out", detector, *small],
+        "anomaly explain": ["anomaly", "explain", *photos, "--model", detector, "--out", str(folder / "found")],
+        "train": ["train", "--data", str(folder / "photos"), "--out", model, *small],
+        "annotate": ["annotate", *photos, "--out", str(folder / "dataset")],
+        "explain": ["explain", *photos, "--model", model, "--out", str(folder / "explained")],
+    }
+
+
+def peak(arguments):
+    """Exit code, peak in GB and seconds of a command."""
+    start, null = time.perf_counter(), subprocess.DEVNULL
+    run = subprocess.Popen([sys.executable, "-m", "utils", *arguments], cwd=ROOT, stdout=null)
+    _, status, usage = os.wait4(run.pid, 0)
+    run.returncode = os.waitstatus_to_exitcode(status)
+    return run.returncode, usage.ru_maxrss * 1024 / 1e9, time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=int, default=200, metavar="N", help="number of photos (default: %(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, default=(3000, 4000), metavar=("H", "W"), help="of a photo")
+    parser.add_argument("--steps", type=int, default=4, metavar="N", help="of a training (default: %(default)s)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, failed = Path(temporary), []
+        make_photos(folder / "photos", options.photos, options.size)
+        print("| command | peak, GB | seconds |\n|---|---:|---:|")
+        for name, arguments in commands(folder, options.steps).items():
+            code, gigabytes, seconds = peak(arguments)
+            print(f"| `{name}` | {gigabytes:.2f} | {seconds:.0f} |", flush=True)
+            failed += [name] if code or gigabytes > LIMIT else []
+    if failed:
+        sys.exit(f"failed, or more than {LIMIT} GB: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
