@@ -92,8 +92,8 @@ def read_or_skip(files: Iterable[tuple[Path, str]], skipped: list[str]) -> Itera
 def image_files(paths: Sequence[str | Path], left_out: list[Path] | None = None) -> list[tuple[Path, str]]:
     """Expand paths and folders (not recursively) to pairs of a file and a name that no other pair has.
 
-    The name is the file's stem, as `file_name` makes it; a repeated stem gets a number: photo, photo_2. ``left_out`` is as of
-    `images_in`.
+    The name is the file's stem, as `file_name` makes it; a repeated stem gets a number: photo, photo_2. ``left_out`` is
+    as of `images_in`.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no image file at all.

@@ -27,24 +27,23 @@ LIMIT = 1.3  # GB
 
 
 def make_photos(folder, n_photos, size):
-    """Two classes of hands; each photo has noise of its own, as a camera's."""
+    """Two classes of hands, with noise as a camera's."""
     height, width = size
+    noise = np.random.default_rng(0).integers(0, 8, (height, width, 3), np.uint8)
     for i in range(n_photos):
         gesture = hands.GESTURES[i % 2]
         images, _ = hands.render_hands([gesture], 160, seed=i)
         image = imaging.resize(images, height, width)[0]
-        noise = np.random.default_rng(i).integers(0, 8, image.shape, np.uint8)
-        imaging.write_image(folder / gesture / f"{i}.jpg", np.minimum(image, 247) + noise)
+        imaging.write_image(folder / gesture / f"{i}.jpg", np.minimum(image, 247) + np.roll(noise, i, axis=0))
 
 
 def commands(folder, n_steps):
-    """Name and arguments of each run; later ones use what earlier ones made."""
+    """Name and arguments of each run; ``explain`` takes the model that ``train`` made."""
     photos, few = [str(folder / "photos" / gesture) for gesture in hands.GESTURES[:2]], ["--steps", str(n_steps)]
-    model, detector = str(folder / "model"), str(folder / "detector")
+    model = str(folder / "model")
     small = ["--weights", "none", "--image-size", "96", *few]
     return {
-        "anomaly fit": ["anomaly", "fit", str(folder / "photos"), "--out", detector, *small],
-        "anomaly explain": ["anomaly", "explain", *photos, "--model", detector, "--out", str(folder / "found")],
+        "anomaly fit": ["anomaly", "fit", str(folder / "photos"), "--out", str(folder / "detector"), *small],
         "train": ["train", "--data", str(folder / "photos"), "--out", model, *small],
         "annotate": ["annotate", *photos, "--out", str(folder / "dataset")],
         "explain": ["explain", *photos, "--model", model, "--out", str(folder / "explained")],

@@ -109,25 +109,22 @@ def _explain_image(image, seen, *, base, network, class_names, out, method, laye
     guided = {}
     try:
         for k in {ranked[0], *chosen}:
-            guided[k] = imaging.resize(gradcam.guided_backprop(network, seen, targets=k), *image.shape[:2])[0]
-        imaging.write_image(out / entry["guided_bprop"], _relief(guided[ranked[0]]))
+            guided[k] = gradcam.guided_backprop(network, seen, targets=k)
+        best = imaging.resize(guided[ranked[0]], *image.shape[:2])[0]
+        imaging.write_image(out / entry["guided_bprop"], _relief(best))
+        del best  # of a photo it is large
     except ValueError as error:  # a network without ReLU has no guided backpropagation
         entry |= {"guided_bprop": None, "no_guided_bprop": str(error)}
     for k in chosen:
         rank = 1 + ranked.index(k)
         stem = f"{base}_{rank}_{k}_{_file_part(class_names[k])}_{shares[k]:.3f}"
-        pictures = {}
+        files = {}
         for layer in layers:
-            heat = imaging.resize(maps[k][layer], *image.shape[:2])[0]
             prefix = f"{_file_part(layer)}_" if len(layers) > 1 else ""
-            pictures[f"{prefix}{method}"] = heatmap.overlay(image, heat)
-            pictures[f"{prefix}heatmap"] = heatmap.grey(heat)
-            pictures[f"{prefix}segmented"] = heatmap.segment(image, heat)
-            if k in guided:  # Guided Grad-CAM is the product (arXiv 1610.02391, section 3.2)
-                pictures[f"{prefix}guided_gradcam"] = _relief(guided[k] * heat[..., None])
-        files = {kind: f"{imaging.file_name(f'{stem}_{_file_part(kind)}', LONGEST_NAME)}.png" for kind in pictures}
-        for kind, picture in pictures.items():
-            imaging.write_image(out / files[kind], picture)
+            for kind, picture in _draw(image, maps[k][layer], guided.get(k), method):  # one at a time: they are large
+                name = imaging.file_name(f"{stem}_{_file_part(prefix + kind)}", LONGEST_NAME)
+                files[prefix + kind] = f"{name}.png"
+                imaging.write_image(out / files[prefix + kind], picture)
         probability = round(float(shares[k]), 6)
         entry["classes"].append({
             "rank": rank, "id": k, "name": class_names[k], "probability": probability, "files": files,
@@ -135,10 +132,25 @@ def _explain_image(image, seen, *, base, network, class_names, out, method, laye
     return entry
 
 
+def _draw(image, heat, guided, method):
+    """Yield kind and picture of a map (1, h, w) and, if there is one, of a guided gradient (1, h, w, 3)."""
+    heat = imaging.resize(heat, *image.shape[:2])[0]
+    yield method, heatmap.overlay(image, heat)
+    yield "heatmap", heatmap.grey(heat)
+    yield "segmented", heatmap.segment(image, heat)
+    if guided is not None:  # Guided Grad-CAM is the product (arXiv 1610.02391, section 3.2)
+        guided = imaging.resize(guided, *image.shape[:2])[0]
+        yield "guided_gradcam", _relief(guided * heat[..., None])
+
+
 def _relief(gradient):
     """Signed values (H, W, 3) as a picture, grey where they are 0."""
-    strongest = max(np.percentile(np.abs(gradient), 98), 1e-12)  # a few pixels would leave the rest grey
-    return np.round(127.5 + 127.5 * np.clip(gradient / strongest, -1, 1)).astype(np.uint8)
+    strongest = max(np.percentile(np.abs(gradient), 98, overwrite_input=True), 1e-12)  # few pixels would grey the rest
+    scaled = gradient / strongest
+    np.clip(scaled, -1, 1, out=scaled)
+    scaled *= 127.5  # in place: of a photo this is large
+    scaled += 127.5
+    return np.round(scaled, out=scaled).astype(np.uint8)
 
 
 def _file_part(name):
