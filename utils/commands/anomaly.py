@@ -35,7 +35,9 @@ def _add_fit(parser):
         parser, "my_normal_images --out my_detector",
         "my_normal_images --weights none --false-positives 0.02 --out my_detector",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of normal images, with its sub-folders")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="folder of normal images, with its sub-folders; of MVTec train/good"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="MODEL", help="where the model goes")
     common.add_shared(parser, ["--weights", "--seed"])
     parser.add_argument("--image-size", type=int, metavar="N", help="side of the input (default: 224, from scratch 96)")
