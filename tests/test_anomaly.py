@@ -12,6 +12,7 @@ from utils import anomaly, export, imaging, networks, runtime
 from utils.__main__ import main
 from utils.anomaly import AnomalyDetector
 from utils.commands import demo
+from utils.networks.detector import DISTANCE_WEIGHT
 from utils.render import rings
 
 SIZE = 32
@@ -63,7 +64,7 @@ def test_the_formula_by_hand():
     logits, fine, coarse = (tf.fill((1, side, side, 1), value) for side, value in ((4, 5.0), (2, 3.0), (1, 0.5)))
     # 3x3 means at the border leave out what lies beyond; distance |3 + 0.5 - 2| = 1.5.
     np.testing.assert_allclose(tail(0, 1).distance(fine, coarse), np.full((1, 2, 2, 1), 1.5), rtol=1e-5)
-    a = (5 - 1) / 2 + anomaly.DISTANCE_WEIGHT * (1.5 - 0.5) / 1
+    a = (5 - 1) / 2 + DISTANCE_WEIGHT * (1.5 - 0.5) / 1
     outputs = tail(usual=a - 0.5, threshold=a + 0.5)(logits, fine, coarse)
     np.testing.assert_allclose(outputs["scores"], [0.5], rtol=1e-4)
     np.testing.assert_allclose(outputs["heatmap"], np.full((1, 4, 4), 0.5**4 / (1 + 0.5**4)), rtol=1e-4)

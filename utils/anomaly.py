@@ -24,7 +24,7 @@ from scipy import stats
 from sklearn.cluster import MiniBatchKMeans
 
 from utils import arcface, augment, imaging, model_folder, networks, repro
-from utils.networks.detector import LAYERS, build
+from utils.networks.detector import LAYERS, SCORE_WINDOW, Tail, build, smooth
 from utils.render import defects
 from utils.render.camera import vary
 from utils.repro import keras, tf
@@ -35,8 +35,6 @@ WEIGHTS_FILE, ARRAYS_FILE = "network.weights.h5", "anomaly.npz"
 CLASS_NAMES = ("normal", *defects.KINDS)
 ARCFACE_WEIGHT = 0.1  # of its loss
 N_PROTOTYPES, N_DIMENSIONS, N_PATCHES = 256, 128, 20_000
-DISTANCE_WEIGHT = 0.1  # w of the formula
-SCORE_WINDOW, FEATURE_WINDOW = 2, 3  # cells, sides of what is averaged
 HELD_OUT = 0.25  # of the normal images
 FEWEST_TO_HOLD_OUT = 8  # with fewer images all take part in everything
 DEFECTIVE = 0.7  # of a batch
@@ -154,51 +152,6 @@ class AnomalyDetector:
         core = build(model_folder.spec(folder, meta))
         core.load_weights(Path(folder) / WEIGHTS_FILE)
         return cls(core, arrays, meta)
-
-
-class Tail(keras.layers.Layer):
-    """From logits and features to scores and heat maps of S × S: the formula above, with operations that LiteRT has."""
-
-    def __init__(self, side, arrays):
-        super().__init__(name="anomaly_tail")
-        self.side, self.arrays = side, arrays
-
-    def call(self, logits, fine, coarse):
-        a = self.anomaly(logits, fine, coarse)
-        usual, threshold = map(float, self.arrays["levels"])
-        peak = tf.reduce_max(smooth(a, SCORE_WINDOW), axis=(1, 2, 3))  # (N,)
-        rise = tf.nn.relu(tf.image.resize(a, (self.side,) * 2) - usual) / (threshold - usual)
-        power = tf.square(tf.square(rise[..., 0]))
-        return {"scores": (peak - usual) / (threshold - usual), "heatmap": power / (1 + power)}
-
-    def anomaly(self, logits, fine, coarse):
-        """a of the formula: float32 (N, g, g, 1)."""
-        (m1, s1), (m2, s2) = self.arrays["moments"].tolist()
-        distance = tf.image.resize(self.distance(fine, coarse), logits.shape[1:3])
-        return (logits - m1) / s1 + DISTANCE_WEIGHT * (distance - m2) / s2
-
-    def distance(self, fine, coarse):
-        """Of each cell's features to the nearest prototype: float32 (N, h, w, 1)."""
-        features = self.project(fine, coarse)
-        prototypes = self.arrays["prototypes"]
-        # ‖p − c‖² = ‖p‖² − 2 p·c + ‖c‖²: one product for all prototypes.
-        products = tf.nn.conv2d(features, tf.constant(-2 * prototypes.T[None, None]), 1, "SAME")
-        nearest = tf.reduce_min(products + tf.constant((prototypes**2).sum(axis=1)), axis=-1, keepdims=True)
-        return tf.sqrt(tf.nn.relu(tf.reduce_sum(tf.square(features), axis=-1, keepdims=True) + nearest))
-
-    def project(self, fine, coarse):
-        """Both resolutions, averaged over 3×3 cells, standardised and projected: float32 (N, h, w, `N_DIMENSIONS`)."""
-        kernels = np.split(self.arrays["projection"], [fine.shape[-1]])
-        fine, coarse = (
-            tf.nn.conv2d(smooth(maps, FEATURE_WINDOW), tf.constant(kernel[None, None]), 1, "SAME")
-            for maps, kernel in zip((fine, coarse), kernels, strict=True)
-        )
-        return fine + tf.image.resize(coarse, fine.shape[1:3]) + tf.constant(self.arrays["offset"])
-
-
-def smooth(maps, side):
-    """Mean of each cell and its neighbours in a window of side × side cells."""
-    return tf.nn.avg_pool2d(maps, side, 1, "SAME")
 
 
 def _check_settings(spec, steps, false_positives):

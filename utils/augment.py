@@ -7,15 +7,12 @@ a mask is known, the hand is put before something else, in another size and at a
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import cv2
 import numpy as np
 
 from utils import data, imaging
 from utils.render import camera, hands
-
-T = TypeVar("T")
 
 HIDDEN = 0.2  # share of the class *none* that shows objects of the other classes, blurred away
 # The full strength.
@@ -159,7 +156,7 @@ def batches(
     return prefetch(draw, steps)
 
 
-def prefetch(draw: Callable[[int], T], steps: int) -> Iterator[T]:
+def prefetch(draw: Callable[[int], object], steps: int) -> Iterator:
     """Yield ``draw(0)`` to ``draw(steps - 1)``; a thread prepares the next one while the caller uses this one."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(draw, 0)
