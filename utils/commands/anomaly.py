@@ -101,6 +101,7 @@ def _fit(options) -> int:
     from utils import export
     from utils.anomaly import AnomalyDetector
 
+    common.return_memory()
     files = find_normal(options.folder)
 
     def read():  # a generator: no more than one full photo in memory

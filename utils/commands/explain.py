@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options) -> int:
+    common.return_memory()
     if options.keep_aspect and not options.network:
         raise ValueError("--keep-aspect needs --network: a model of this project takes images of one size.")
     if not options.network:

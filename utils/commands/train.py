@@ -24,6 +24,7 @@ def main(options) -> int:
     from utils import arcface
     from utils.commands import comparison, training
 
+    common.return_memory()
     recipe = common.chosen(options, Recipe)
     sources = [training.load_source(source, recipe) for source in recipe.data]
     dataset = training.join_sources(sources, recipe)
