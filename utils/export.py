@@ -94,6 +94,7 @@ def export_float(model: FasterGradCAM | AnomalyDetector, path: str | os.PathLike
         ValueError: Keras is too old to export, or LiteRT cannot run the network: then it names the layer.
 
     Example:
+        >>> import tempfile
         >>> model = FasterGradCAM.load("data/models/janken")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     export_float(model, Path(folder) / "explainer.tflite").name

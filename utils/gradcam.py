@@ -49,15 +49,15 @@ def harvest(
         Harvest. Its embeddings are what the network's last layer receives, not normalised.
     """
     step = _gradient_function(network, (layer or networks.default_layer(network),), "gradcam")
-    shape, parts, done = network.inputs[0].shape[1:], [], 0
+    shape, parts, done = (None, *network.inputs[0].shape[1:]), [], 0
     for images, labels in batches:
-        if not len(images) or not tf.TensorShape((None, *shape)).is_compatible_with(np.shape(images)):
-            raise ValueError(
-                f"The network takes images of shape {(None, *shape)}, at least one. Received: {np.shape(images)}"
-            )
+        if not len(images) or not tf.TensorShape(shape).is_compatible_with(np.shape(images)):
+            raise ValueError(f"The network takes images of shape {shape}, at least one. Received: {np.shape(images)}")
         labels = _check_targets(labels, len(images), network, several=False)
         result = step(tf.cast(images, tf.float32), tf.constant(labels))
         parts.append([result[name].numpy() for name in Harvest._fields])
+        if not all(np.isfinite(array).all() for array in parts[-1]):
+            raise ValueError("NaN or infinity in the weights or feature maps of the network: nothing to harvest.")
         done += len(images)
         progress({"done": done, "total": None})
     if not parts:
@@ -99,7 +99,7 @@ def explain(
     networks.check_network(network)
     layer = layer or networks.default_layer(network)
     raw, size, given_size = _raw_maps(network, images, layers=(layer,), targets=targets, method=method)
-    return _finish(network, layer, raw[0], size, given_size) if normalise else raw[0]
+    return _finish(network, layer, raw[0], size=size, given_size=given_size) if normalise else raw[0]
 
 
 def explain_layers(
@@ -116,7 +116,8 @@ def explain_layers(
     if not layers or isinstance(layers, str):
         raise ValueError(f"Expected names of layers, at least one. Received: {layers!r}")
     raw, size, given_size = _raw_maps(network, images, layers=layers, targets=targets, method=method)
-    return {name: _finish(network, name, maps, size, given_size) for name, maps in zip(layers, raw, strict=True)}
+    how = {"size": size, "given_size": given_size}
+    return {name: _finish(network, name, maps, **how) for name, maps in zip(layers, raw, strict=True)}
 
 
 def guided_backprop(network: keras.Model, images: np.ndarray, *, targets: Targets = None) -> np.ndarray:
@@ -257,7 +258,7 @@ def _batches(images, class_ids, batch_size):
         yield tf.cast(images[i : i + batch_size], tf.float32), tf.constant(class_ids[i : i + batch_size])
 
 
-def _finish(network, layer, raw, size, given_size):
+def _finish(network, layer, raw, *, size, given_size):
     """Raw maps (..., h, w) → heat maps of the given size; on the way they have the size the network works at."""
     window = networks.window(network, layer, *size)
     heatmaps = heatmap.normalise_and_resize(raw.reshape(-1, *raw.shape[-2:]), *size, window=window)

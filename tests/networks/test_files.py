@@ -98,4 +98,4 @@ def test_channels_first_is_refused(layer):
     with pytest.raises(ValueError, match="Expected layers with channels last.* Received: 'first' with channels first"):
         gradcam.explain(network, np.ones((1, 3, 12, 12)))
     with pytest.raises(ValueError, match="channels last"):
-        networks.check_network(keras.Sequential([keras.Input((3, 12, 12)), network]))
+        networks.map_layers(keras.Sequential([keras.Input((3, 12, 12)), network]))

@@ -179,3 +179,5 @@ def test_what_is_not_finite_is_said(where):
     for explain in (gradcam.explain, gradcam.explain_layers):
         with pytest.raises(ValueError, match="NaN or infinity in the weights or feature maps"):
             explain(network, np.ones((2, 8, 8, 3)))
+    with pytest.raises(ValueError, match="nothing to harvest"):
+        gradcam.harvest(network, [(np.ones((2, 8, 8, 3)), 0)])

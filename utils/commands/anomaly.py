@@ -129,8 +129,8 @@ def _fit(options) -> int:
 
 
 def _explain(options) -> int:
-    explainer = runtime.Explainer(common.model_file(options, "anomaly"), num_threads=options.threads)
     files = common.find_images(options.images)
+    explainer = runtime.Explainer(common.model_file(options, "anomaly"), num_threads=options.threads)
     skipped = []
     scores = options.out / "scores.csv"
     with imaging.atomic_write(scores) as draft, draft.open("w", newline="", encoding="utf-8") as table:

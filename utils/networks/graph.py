@@ -98,6 +98,8 @@ def trace(network: keras.Model) -> tuple[Any, dict[str, Call]]:
     """`run_layer_by_layer` without numbers: each use of a layer gives symbolic tensors of its own."""
 
     def call(name, operation, *args, **kwargs):
+        if getattr(operation, "data_format", "") == "channels_first":
+            raise ValueError(f"Expected layers with channels last. Received: {name!r} with channels first")
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), operation.output)
 
     return run_layer_by_layer(network, network.inputs, call=call)
@@ -113,11 +115,10 @@ def structure(network: keras.Model) -> tuple:
 
     Layers can be taken away and added, change their activation, be quantised or get weights of low rank.
     """
-    parts = []
-    for layer in _layers(network):
-        variables = (*layer._trainable_variables, *layer._non_trainable_variables)
-        parts.append((layer, getattr(layer, "activation", None), layer.dtype_policy.name, *map(id, variables)))
-    return tuple(parts)
+    layers = _layers(network)
+    activations = [vars(layer).get("activation") for layer in layers]
+    counts = [(len(layer._trainable_variables), len(layer._non_trainable_variables)) for layer in layers]
+    return *layers, *activations, *counts
 
 
 def apply(call: Call, tensors: list):
@@ -148,8 +149,6 @@ def per_network(function: Callable) -> Callable:
 
 def check_network(network: keras.Model) -> None:
     """ValueError unless the network is built from layers and has one input of images and one output."""
-    if first := [layer.name for layer in _layers(network) if getattr(layer, "data_format", "") == "channels_first"]:
-        raise ValueError(f"Expected layers with channels last. Received: {first[0]!r} with channels first")
     is_graph = network.built and _graph(network)
     if not is_graph or len(network.inputs) != 1 or len(network.outputs) != 1 or len(network.inputs[0].shape) != 4:
         raise ValueError(
