@@ -78,8 +78,10 @@ def check_layers(network: keras.Model, names: Iterable[str]) -> None:
 
 def get_layer(network: keras.Model, name: str) -> keras.Layer:
     """The layer of that name; ValueError that lists the valid names if it does not give feature maps."""
-    check_layers(network, [name])
-    return trace(network)[1][name].operation
+    call = trace(network)[1].get(name)
+    if call is None or len(getattr(call.output, "shape", ())) != 4:
+        check_layers(network, [name])
+    return call.operation
 
 
 def receptive_fields(network: keras.Model) -> dict[str, tuple[float, int]]:
