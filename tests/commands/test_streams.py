@@ -15,7 +15,7 @@ from samples import photo
 
 from utils import runtime
 from utils.__main__ import COMMANDS, main
-from utils.commands import exits, sources, web
+from utils.commands import exits, sources, train, web
 from utils.commands.common import DEFAULT_MODEL
 
 ROOT = DEFAULT_MODEL.parents[2]
@@ -209,3 +209,12 @@ def test_a_browser_that_leaves_is_no_error(capsys):
             except error:
                 server.handle_error(None, ("127.0.0.1", 1))
             assert ("Traceback" in capsys.readouterr().err) == (error is ValueError)
+
+
+def test_a_training_goes_on_when_nobody_reads_its_progress(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        for done in (1, 2):
+            train._print_progress({"done": done, "loss": 1.0, "validation_accuracy": 0.5, "seconds_left": 9})

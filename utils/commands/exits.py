@@ -28,11 +28,11 @@ def code_of(command: Callable[[], int]) -> int:
         code, sentence = BAD_INPUT, f"error: {' '.join(str(error).split()) or type(error).__name__}"
     except KeyboardInterrupt:
         code, sentence = INTERRUPTED, "interrupted"
-    _drop_unread(sys.stdout)
+    drop_unread(sys.stdout)
     if sentence:
         with suppress(OSError):
             print(imaging.printable(sentence), file=sys.stderr, flush=True)
-    _drop_unread(sys.stderr)
+    drop_unread(sys.stderr)
     return code
 
 
@@ -51,8 +51,8 @@ def _mend_streams():
             stream.reconfigure(errors="backslashreplace")
 
 
-def _drop_unread(stream):
-    """What cannot be written now is not tried again when Python ends."""
+def drop_unread(stream) -> None:
+    """Write what a stream holds or, where nobody reads it, drop that and all that follows."""
     try:
         stream.flush()
     except (OSError, ValueError):

@@ -1,10 +1,11 @@
 """``train``: from folders of photos to a model folder."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from utils.commands import common
+from utils.commands import common, exits
 from utils.commands.recipe import Recipe
 
 
@@ -55,8 +56,11 @@ def main(options) -> int:
 
 def _print_progress(entry):
     left = round(entry["seconds_left"])
-    print(
+    line = (
         f"step {entry['done']:5d}   loss {entry['loss']:7.4f}   validation accuracy {entry['validation_accuracy']:.4f}"
-        f"   {left // 60}:{left % 60:02d} left",
-        flush=True,
+        f"   {left // 60}:{left % 60:02d} left"
     )
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # whoever read has seen enough; the training goes on
+        exits.drop_unread(sys.stdout)
