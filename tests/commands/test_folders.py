@@ -182,6 +182,7 @@ def test_training_data_hold_no_more_photos_than_threads(n_cores, photos, monkeyp
     assert alive.most <= min(n_cores, 4) + 1
 
 
+@pytest.mark.slow
 def test_a_detector_is_the_same_wherever_its_photos_are_shrunk(photos):
     images = [imaging.read_image(path) for path in sorted(photos.rglob("*.png"))]
     shrunk = [imaging.resize(image[None], 32, 32)[0] for image in images]

@@ -60,6 +60,7 @@ def test_training_on_a_folder_of_classes(trained):
     assert meta["training"]["steps"] == 2 and len(meta["data_fingerprint"]) == 16
 
 
+@pytest.mark.slow
 def test_training_with_masks_tells_where_the_heat_lies(tmp_path, capsys):
     assert main(["train", *SYNTHETIC, "--out", str(tmp_path), *TINY]) == 0
     printed = capsys.readouterr().out

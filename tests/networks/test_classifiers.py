@@ -14,6 +14,7 @@ from utils.networks.classifiers import NETWORKS
 
 FROM_KERAS = [name for name, entry in NETWORKS.items() if not entry.from_torchvision]
 FROM_TORCHVISION = [name for name in NETWORKS if name not in FROM_KERAS]
+DEEP = {"vgg19", "resnet50", "resnet101", "densenet121", "inception_v3", "efficientnet"}
 
 
 def all_but_slow(names, slow):
@@ -34,7 +35,7 @@ def write_safetensors(path, tensors):
     path.write_bytes(len(header).to_bytes(8, "little") + header + values)
 
 
-@all_but_slow(NETWORKS, slow={"vgg19", "resnet101"})
+@all_but_slow(NETWORKS, slow=DEEP)
 def test_smallest_images_give_finite_logits(name, rng):
     side = NETWORKS[name].smallest
     network = classifiers.build(name, image_size=side)
@@ -70,7 +71,7 @@ def test_preprocessing_is_that_of_keras(mode, rng):
     np.testing.assert_allclose(classifiers.PREPROCESSING[mode]()(images), expected, atol=1e-4)
 
 
-@all_but_slow(FROM_KERAS, slow=set(FROM_KERAS) - {"mobilenet_v3", "efficientnet"})
+@all_but_slow(FROM_KERAS, slow=set(FROM_KERAS) - {"mobilenet_v3"})
 def test_weights_of_keras_applications(name, tmp_path, rng):
     entry = NETWORKS[name]
     side = entry.image_size
@@ -209,7 +210,7 @@ def test_what_cannot_be_built(name, image_size):
         classifiers.build(name, image_size=image_size)
 
 
-@all_but_slow(NETWORKS, slow={"vgg19", "resnet101"})
+@all_but_slow(NETWORKS, slow=DEEP)
 def test_every_network_is_explained(name, rng):
     side = max(NETWORKS[name].smallest, 75)
     image = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
