@@ -3,8 +3,9 @@
     python tests/benchmarks/memory.py              # 200 photos, some minutes
     python tests/benchmarks/memory.py --photos 24
 
-The photos are made in a temporary folder. Each command is a process of its own; its peak is the one that the system
-kept for it.
+The photos are made in a temporary folder; `train` starts from ImageNet weights where $IMAGENET_WEIGHTS names their
+folder, else from scratch, where it trains all layers. Each command is a process of its own; its peak is the one that
+the system kept for it.
 """
 
 import argparse
@@ -42,9 +43,10 @@ def commands(folder, n_steps):
     photos, few = [str(folder / "photos" / gesture) for gesture in hands.GESTURES[:2]], ["--steps", str(n_steps)]
     model = str(folder / "model")
     small = ["--weights", "none", "--image-size", "96", *few]
+    usual = few if os.environ.get("IMAGENET_WEIGHTS") else small
     return {
         "anomaly fit": ["anomaly", "fit", str(folder / "photos"), "--out", str(folder / "detector"), *small],
-        "train": ["train", "--data", str(folder / "photos"), "--out", model, *small],
+        "train": ["train", "--data", str(folder / "photos"), "--out", model, *usual],
         "annotate": ["annotate", *photos, "--out", str(folder / "dataset")],
         "explain": ["explain", *photos, "--model", model, "--out", str(folder / "explained")],
     }
