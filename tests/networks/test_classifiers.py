@@ -225,7 +225,6 @@ def test_every_network_is_explained_by_every_method(name, method, rng):
     side = max(NETWORKS[name].smallest, 75)
     image = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
     network = classifiers.build(name, image_size=side)
-    heatmaps = gradcam.explain(network, image, method=method)
-    assert heatmaps.shape == (1, side, side) and heatmaps.min() >= 0 and heatmaps.max() <= 1
     raw = gradcam.explain(network, image, method=method, normalise=False)
+    assert raw.shape == (1, *networks.get_layer(network, network.default_layer).output.shape[1:3])
     assert np.isfinite(raw).all() and raw.any()
