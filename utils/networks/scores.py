@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.networks.graph import Call, apply, call_layer, per_network, trace
+from utils.networks.graph import Call, apply, per_network, trace
 from utils.repro import keras, tf
 
 N_PROBES, SHIFT, ANY_SIDE = 8, 3.0, 2
@@ -39,7 +39,7 @@ def scores(network: keras.Model, output, calls: dict[str, Call]):
     if logits is None:
         return output
     call = calls[logits.name]
-    found = _without_activation(call.operation, call.arguments) if logits.without_activation else call.output
+    found = apply(_bare(call), call.inputs) if logits.without_activation else call.output
     sides = output.shape[1:]
     is_reshaped = found.shape[1:] != sides and None not in (*found.shape[1:], *sides)
     return tf.reshape(found, (-1, *sides)) if is_reshaped else found
@@ -93,8 +93,7 @@ def _run(later, start, value, end=None):
     """What the calls behind the tensor ``start`` make of a value in its place: the last output, or the tensor end."""
     known = {id(start): value}
     for call in later:
-        arguments, named = keras.tree.map_structure(lambda x: known.get(id(x), x), call.arguments)
-        value = known[id(call.output)] = call_layer("", call.operation, *arguments, **named)
+        value = known[id(call.output)] = apply(call, [known.get(id(x), x) for x in call.inputs])
         if call.output is end:
             break
     return value
@@ -104,9 +103,9 @@ def _composed(call, finish):
     return lambda *tensors: finish(apply(call, tensors))
 
 
-def _without_activation(layer, arguments):
-    positional, named = arguments
-    return call_layer("", with_attributes(layer, activation=lambda x: x), *positional, **named)
+def _bare(call):
+    """The call without its layer's own activation."""
+    return call._replace(operation=with_attributes(call.operation, activation=lambda x: x))
 
 
 def _random(tensor, scale=1.0, n=N_PROBES):
@@ -167,8 +166,7 @@ def _ends_in_squashing(call, finish):
     if not callable(activation) or not _squashes(lambda z: finish(activation(z)), call.output.shape):
         return False
     x = [_random(tensor) for tensor in call.inputs]
-    bare = Call(with_attributes(call.operation, activation=lambda x: x), call.arguments, call.output)
-    given, made = (_numbers(y) for y in (apply(call, x), activation(apply(bare, x))))
+    given, made = (_numbers(y) for y in (apply(call, x), activation(apply(_bare(call), x))))
     if not np.allclose(given, made, atol=TOLERANCE):
         raise _cannot_look_behind(call.operation.name)
     return True

@@ -195,6 +195,7 @@ def _shapes(network, size, factors=(1, 1)):
     return shapes
 
 
+@per_network
 def _resampling(network, size):
     """Of the calls that may crop, pad, resize or mirror: which part of their input they show, in rows and columns."""
     calls, found, shapes = trace(network)[1], {}, None
