@@ -10,7 +10,7 @@ import pytest
 from utils import gradcam, heatmap, imaging, networks
 from utils.arcface import ArcFace
 from utils.faster_gradcam import CLUSTERS_FILE, NETWORK_FILE, WEIGHTS_FILE, FasterGradCAM, _keep_largest
-from utils.model_folder import META_FILE
+from utils.networks.model_folder import META_FILE
 
 SIZE = 12
 

@@ -23,7 +23,8 @@ import numpy as np
 from scipy import stats
 from sklearn.cluster import MiniBatchKMeans
 
-from utils import arcface, augment, imaging, model_folder, networks, repro
+from utils import arcface, augment, imaging, networks, repro
+from utils.networks import model_folder
 from utils.networks.detector import LAYERS, SCORE_WINDOW, Tail, build, smooth
 from utils.render import defects
 from utils.render.camera import vary

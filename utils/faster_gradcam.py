@@ -29,8 +29,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.cluster import KMeans
 
-from utils import arcface, gradcam, heatmap, imaging, model_folder, networks, repro
+from utils import arcface, gradcam, heatmap, imaging, networks, repro
 from utils.data import NONE
+from utils.networks import model_folder
 from utils.repro import keras
 from utils.runtime import Explanation
 

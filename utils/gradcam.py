@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import cams, guided, heatmap, imaging, networks
+from utils import cams, heatmap, imaging, networks
+from utils.networks import guided
 from utils.repro import keras, tf
 from utils.runtime import softmax
 

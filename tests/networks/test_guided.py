@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from utils import gradcam, guided
+from utils import gradcam
+from utils.networks import guided
 
 KERNEL_IN = np.array([[1.0, -1.0, 2.0], [0.0, 1.0, 1.0], [1.0, 1.0, -1.0]], np.float32)  # colours → three units
 KERNEL_OUT = np.array([[1.0], [-2.0], [3.0]], np.float32)
