@@ -9,8 +9,8 @@ import tensorflow as tf
 from benchmarks import references
 from keras import layers
 
-from utils import cams, gradcam
-from utils.networks import classifiers, torchvision_nets
+from utils import gradcam
+from utils.networks import cams, classifiers, torchvision_nets
 
 # Of the largest value. What they add to the denominator of Grad-CAM++, we do not: see `references.SCALE`.
 CLOSE, CLOSE_PLUS_PLUS = 1e-4, 0.05

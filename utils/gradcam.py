@@ -1,7 +1,7 @@
 """Everything that needs a gradient: exact Grad-CAM and its family, guided backpropagation, the harvest of weights.
 
 Of a layer's feature maps A (h, w, C), the score s of a class and the gradients g = ∂s/∂A, each method makes a raw map
-(h, w); the heat map is ReLU(raw map), divided by its maximum. The formulas are in `utils.cams`.
+(h, w); the heat map is ReLU(raw map), divided by its maximum. The formulas are in `networks.cams`.
 
 The score is the cosine similarity to the class prototype where the network ends in ArcFace (without its margin), and
 the logit where it ends in a softmax or sigmoid (see `networks.scores`). No network is changed.
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import cams, heatmap, imaging, networks
-from utils.networks import guided
+from utils import heatmap, imaging, networks
+from utils.networks import cams, guided
 from utils.repro import keras, tf
 from utils.runtime import softmax
 

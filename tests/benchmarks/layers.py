@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from harvest import bare
 
-from utils import cams, gradcam, networks, repro
+from utils import gradcam, networks, repro
+from utils.networks import cams
 from utils.repro import keras, tf
 
 LAYER = "block_16_expand_relu"

@@ -1,0 +1,213 @@
+"""Why two images are alike: the cosine of their embeddings, shared out among pairs of cells, without a gradient.
+
+Where average pooling and a dense layer W follow the last feature maps A of n cells, an embedding is a sum over cells,
+e = Σ_p z_p with z_p = Wᵀ A_p / n, and so is the cosine, exactly:
+
+    cos(e, e′) = Σ_p Σ_q z_p · z′_q / (‖e‖ ‖e′‖)        cell p alone adds  s_p = z_p · ê′ / ‖e‖
+
+(Zhu et al., arXiv 1909.12977; Stylianou et al., arXiv 1901.00536.) With itself an image has the cosine 1. What a cell
+adds to that and not to the other cosine speaks against it, d_p = z_p · (ê − ê′) / ‖e‖: together 1 − cos(e, e′). For the
+eye a detail map F sharpens both, sign(s) · √|s| · F; the sharpened ones sum to nothing in particular. Where an
+embedding is no such sum, s_p is gradient × activation of the cosine: an approximation, which says so.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from utils import heatmap, imaging
+
+
+@dataclass(frozen=True, eq=False)  # == of arrays has no single answer
+class Cells:
+    """An image as the n = h · w cells that its embedding is the sum of.
+
+    Attributes:
+        maps: float32 (h, w, C), what the last layer with maps says of it.
+        size: height and width of the image in pixels.
+        projection: float32 (C, D), from a cell to n times its part of the embedding; None: it is that itself.
+        outline: float32 (h', w') or None, a detail map, nowhere below 0.
+        window: the part of the image that the maps show, see `networks.Window`.
+        weights: float32 (h, w) in [0, 1], how far a cell counts, where only a part of the image is asked for.
+    """
+
+    maps: np.ndarray
+    size: tuple[int, int]
+    projection: np.ndarray | None = None
+    outline: np.ndarray | None = None
+    window: tuple[float, float, float, float] = heatmap.WHOLE
+    weights: np.ndarray | float = 1.0
+
+    @cached_property
+    def shares(self) -> np.ndarray:
+        """Of each cell in the mean over the image, float32 (h, w)."""
+        return np.broadcast_to(np.float32(self.weights), self.maps.shape[:2]) / np.float32(np.prod(self.maps.shape[:2]))
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """z_p of all cells, float32 (n, D)."""
+        maps = (self.maps * self.shares[..., None]).reshape(-1, self.maps.shape[-1])
+        # OpenCV's product stays in this thread: those that NumPy starts get into the way of the network's.
+        return maps if self.projection is None else cv2.gemm(maps, self.projection, 1, None, 0)
+
+    @cached_property
+    def embedding(self) -> np.ndarray:
+        """Their sum, float32 (D,), not of unit length."""
+        pooled = self.shares.ravel() @ self.maps.reshape(self.shares.size, -1)
+        return pooled if self.projection is None else pooled @ self.projection
+
+    @cached_property
+    def length(self) -> float:
+        """That of the embedding."""
+        return max(float(np.linalg.norm(self.embedding)), 1e-12)
+
+    @property
+    def places(self) -> np.ndarray:
+        """The middle of each cell, float (n, 2): x and y in pixels of the image."""
+        edges = np.reshape(self.window, (2, 2))
+        y, x = (
+            (start + (end - start) * (np.arange(n) + 0.5) / n) * side
+            for (start, end), n, side in zip(edges, self.maps.shape, self.size, strict=False)
+        )
+        return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+
+    def along(self, direction: np.ndarray) -> np.ndarray:
+        """z_p · direction / ‖e‖, float32 (h, w)."""
+        direction = (direction if self.projection is None else self.projection @ direction) / np.float32(self.length)
+        return (self.maps @ direction) * self.shares
+
+    def draw(self, raw: np.ndarray, sharpen: bool) -> np.ndarray:
+        """A signed map (h, w) at the size of the image, float32 (H, W), sharpened or not, not scaled."""
+        if sharpen and self.outline is not None:
+            raw = imaging.resize(raw[None], *self.outline.shape)[0]
+            raw = np.sign(raw) * np.sqrt(np.abs(raw)) * self.outline
+        if tuple(self.window) == heatmap.WHOLE:
+            return imaging.resize(raw[None], *self.size)[0]
+        rows, columns = heatmap.placing(raw.shape, self.size, self.window)
+        return rows @ raw @ columns.T
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Why images a and b are alike, and what speaks against it.
+
+    Attributes:
+        score: cosine of the embeddings, in [-1, 1].
+        a, b: `Cells` of both.
+        shares_a, shares_b: float32 (h, w), what each cell adds to the score: the sum of either is the score.
+        losses_a, losses_b: float32 (h, w), what speaks against it: the sum of either is 1 − score.
+        sharpen: whether details sharpen the heat maps.
+        is_exact: False if shares are gradient × activation: their sum means nothing then, and losses are −shares.
+    """
+
+    score: float
+    a: Cells
+    b: Cells
+    shares_a: np.ndarray
+    shares_b: np.ndarray
+    losses_a: np.ndarray
+    losses_b: np.ndarray
+    sharpen: bool = True
+    is_exact: bool = True
+
+    @cached_property
+    def pairs(self) -> np.ndarray:
+        """float32 (n, n'), what each pair of cells, row by row, adds to the score; ValueError if not exact."""
+        if not self.is_exact:
+            raise ValueError("Pairs of cells need a network whose embedding is a sum over cells: pooling, dense layer.")
+        scale = 1 / (self.a.length * self.b.length)
+        return cv2.gemm(self.a.vectors, self.b.vectors, scale, None, 0, flags=cv2.GEMM_2_T)
+
+    @cached_property
+    def _drawn(self):
+        """Shares and losses of a, then of b, drawn and divided by the one highest value of all."""
+        sides = ((self.a, self.shares_a, self.losses_a), (self.b, self.shares_b, self.losses_b))
+        drawn = [cells.draw(raw, self.sharpen) for cells, *maps in sides for raw in maps]
+        return [heat / max(max(np.abs(other).max() for other in drawn), 1e-12) for heat in drawn]
+
+    heatmap_a = property(lambda self: self._drawn[0], doc="float32 (H, W) in [-1, 1], what of a makes them alike.")
+    heatmap_b = property(lambda self: self._drawn[2], doc="float32 (H', W') in [-1, 1], the same of b.")
+    difference_a = property(lambda self: self._drawn[1], doc="float32 (H, W) in [-1, 1], what of a speaks against it.")
+    difference_b = property(lambda self: self._drawn[3], doc="float32 (H', W') in [-1, 1], the same of b.")
+
+    def match(self, point: tuple[int, int]) -> tuple[int, int]:
+        """The middle of the cell of b that has most in common with the one at a point (x, y) of a, in pixels.
+
+        ValueError if the point lies outside of a, or if the comparison is not exact.
+        """
+        if np.shape(point) != (2,) or not (np.less_equal(0, point) & np.less(point, self.a.size[::-1])).all():
+            raise ValueError(f"A point (x, y) must lie in the image, {self.a.size[::-1]} pixels. Received: {point}")
+        cell = ((self.a.places - np.add(point, 0.5)) ** 2).sum(axis=1).argmin()
+        x, y = self.b.places[self.pairs[cell].argmax()].astype(int).tolist()
+        return x, y
+
+
+class Contrast(NamedTuple):
+    """Why an image x is nearer to a than to b, or is not.
+
+    Attributes:
+        margin: cosine with a minus cosine with b.
+        shares: float32 (h, w), what each cell of x adds to it: where exact, their sum is the margin.
+        heatmap: float32 (H, W) in [-1, 1], what of x speaks for a; below 0 what speaks for b.
+    """
+
+    margin: float
+    shares: np.ndarray
+    heatmap: np.ndarray
+
+
+def compare(model, a: np.ndarray, b: np.ndarray, *, details: bool = True, layer: str | None = None) -> Comparison:
+    """Why two images are alike.
+
+    Args:
+        model: a `runtime.Explainer`, a `FasterGradCAM`, or any Keras network images → embedding (N, D), also with
+            `ArcFace` behind it. Where its embedding is a sum over cells the result is exact.
+        a, b: uint8 RGB (H, W, 3) of any sizes, resized to the network's; or of another network floats as it wants them.
+        details: whether to sharpen the heat maps, where the model has a detail layer.
+        layer: that of the maps where the result is not exact; None: `networks.default_layer`.
+
+    Raises:
+        ValueError: no such images, a network that has no maps or gives no embedding, an exported file without cells.
+
+    Example:
+        >>> from utils.runtime import Explainer
+        >>> a, b = (imaging.read_image(f"data/hands/pa/0{i}.jpg") for i in (0, 1))
+        >>> result = compare(Explainer("data/models/janken/explainer.tflite"), a, b)
+        >>> bool(abs(result.pairs.sum() - result.score) < 1e-5), result.heatmap_a.shape
+        (True, (160, 160))
+    """
+    if hasattr(model, "cells"):  # of an exported file, without TensorFlow
+        return of_cells(model.cells(a), model.cells(b), sharpen=details)
+    from utils.networks import cells
+
+    network, detail = cells.embedding_of(getattr(model, "network", model)), None
+    if getattr(model, "detail_weights", None) is not None:
+        detail = model.meta["detail_layer"], model.detail_weights
+    found = [Cells(**cells.read(network, image, layer=layer, detail=detail)) for image in (a, b)]
+    if cells.linear_tail(network):
+        return of_cells(*found, sharpen=details)
+    score, shares = cells.gradient_shares(network, (a, b), layer)
+    speaking = {"shares_a": shares[0], "shares_b": shares[1], "losses_a": -shares[0], "losses_b": -shares[1]}
+    return Comparison(score, *found, **speaking, is_exact=False)
+
+
+def contrast(model, x: np.ndarray, *, a: np.ndarray, b: np.ndarray, details: bool = True) -> Contrast:
+    """Why image x is nearer to a than to b; arguments as of `compare`."""
+    to_a, to_b = (compare(model, x, other, details=details) for other in (a, b))
+    shares = to_a.shares_a - to_b.shares_a
+    heat = to_a.a.draw(shares, details)
+    return Contrast(to_a.score - to_b.score, shares, heat / max(np.abs(heat).max(), 1e-12))
+
+
+def of_cells(a: Cells, b: Cells, *, sharpen: bool = True) -> Comparison:
+    """The formula alone: `Comparison` of the cells of two images."""
+    one, other = a.embedding / a.length, b.embedding / b.length
+    shares_a, shares_b = a.along(other), b.along(one)
+    losses_a, losses_b = a.along(one) - shares_a, b.along(other) - shares_b
+    return Comparison(
+        float(one @ other), a, b, shares_a=shares_a, shares_b=shares_b, losses_a=losses_a, losses_b=losses_b,
+        sharpen=sharpen,
+    )
