@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import interpreter, schema_py_generated
 
-from utils import data, export, networks, runtime
+from utils import data, export, networks, runtime, similarity
 from utils.arcface import ArcFace
 from utils.faster_gradcam import FasterGradCAM
 
@@ -75,6 +75,33 @@ def test_the_float_file_explains_as_keras_does(faster, float_file, size):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (40, 24)])
+def test_the_float_file_compares_as_keras_does(faster, float_file, size):
+    a, b = images(*size)[:2]
+    ours, theirs = runtime.Explainer(float_file).compare(a, b), similarity.compare(faster, a, b)
+    assert ours.a.outline is not None and ours.is_exact
+    for name in ("pairs", "shares_a", "losses_b", "heatmap_a", "heatmap_b", "difference_a", "difference_b"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-4)
+    unit = faster.explain(np.stack([a, b])).embeddings
+    for total in (ours.score, ours.pairs.sum(), ours.shares_a.sum(), ours.shares_b.sum()):
+        np.testing.assert_allclose(total, unit[0] @ unit[1], atol=1e-5)
+
+
+def test_int8_compares_nearly_as_float_does(float_file, int8_file):
+    ours, exact = (runtime.Explainer(file).compare(*images(SIZE, SIZE)[:2]) for file in (int8_file, float_file))
+    assert ours.pairs.sum() == pytest.approx(ours.score, abs=1e-5)
+    assert ours.score == pytest.approx(exact.score, abs=0.05)
+    assert np.corrcoef(ours.shares_a.ravel(), exact.shares_a.ravel())[0, 1] > 0.98
+
+
+def test_an_older_file_explains_but_does_not_compare(faster, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.cells, "linear_tail", lambda network: None)
+    explainer = runtime.Explainer(export.export_float(faster, tmp_path / "old.tflite"))
+    assert explainer.explain(images(SIZE, SIZE)).names == faster.explain(images(SIZE, SIZE)).names
+    with pytest.raises(ValueError, match="This file cannot compare: .* `python -m utils export` writes it anew."):
+        explainer.compare(*images(SIZE, SIZE)[:2])
+
+
 def test_without_details(faster, tmp_path):
     plain = faster.reweighted()
     result = runtime.Explainer(export.export_float(plain, tmp_path / "plain.tflite")).explain(images(SIZE, SIZE))
@@ -122,7 +149,8 @@ def test_the_int8_file_is_int8_inside_and_float_at_its_ends(faster, float_file, 
     ]
     assert len(computing) == 4 and all(kinds[0] == kinds[-1] == "int8" for kinds in computing)
     assert all(kinds[1] == "int8" for kinds in computing[:3])
-    ends = [*plain.get_input_details(), *plain.get_output_details()]
+    names = plain.get_signature_runner().get_output_details()
+    ends = [*plain.get_input_details(), *(part for name, part in names.items() if name != "projection")]
     assert {np.dtype(tensor["dtype"]).name for tensor in ends} == {"float32", "int32"}
     assert runtime.Explainer(int8_file).precision == "int8"
 

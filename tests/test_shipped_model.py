@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated
 
-from utils import data, imaging, metrics, runtime
+from utils import data, imaging, metrics, runtime, similarity
 from utils.commands import training
 from utils.commands.common import DEFAULT_MODEL
 from utils.commands.recipe import Recipe
@@ -82,3 +83,24 @@ def test_int8_agrees_with_float_on_held_out_photos(faster, janken_dataset, monke
     assert np.mean(exact.labels == quantised.labels) >= 0.99
     agreement = metrics.pearson(exact.heatmaps, quantised.heatmaps)
     assert agreement.mean() >= 0.98 and agreement.min() >= 0.90
+
+
+def test_two_images_are_compared_as_keras_does(faster):
+    dataset = data.load_folder(HANDS, 160)
+    explainers = [runtime.Explainer(file) for file in (FLOAT, INT8)]
+    for a, b in dataset.images[[0, 15, 31, 5, 22, 8]].reshape(3, 2, 160, 160, 3):
+        exact, ours, int8 = similarity.compare(faster, a, b), *(explainer.compare(a, b) for explainer in explainers)
+        np.testing.assert_allclose(ours.pairs, exact.pairs, atol=1e-5)
+        np.testing.assert_allclose(ours.heatmap_a, exact.heatmap_a, atol=1e-3)
+        for result in (exact, ours, int8):
+            np.testing.assert_allclose([result.pairs.sum(), result.shares_b.sum()], result.score, atol=1e-5)
+        assert np.corrcoef(int8.shares_a.ravel(), exact.shares_a.ravel())[0, 1] > 0.97
+        assert int8.score == pytest.approx(exact.score, abs=0.05)
+
+
+def test_the_files_hold_the_projection_once():
+    """What `compare` multiplies the cells by are the weights of the network's own dense layer, 576 x 128."""
+    for file, n_bytes in ((FLOAT, 4), (INT8, 1)):
+        model = schema_py_generated.ModelT.InitFromPackedBuf(file.read_bytes())
+        sizes = [0 if buffer.data is None else len(buffer.data) for buffer in model.buffers]
+        assert sizes.count(576 * 128 * n_bytes) == 1 and (n_bytes == 4 or 576 * 128 * 4 not in sizes)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import heatmap, imaging, repro, runtime
+from utils import heatmap, imaging, networks, repro, runtime
 from utils.anomaly import AnomalyDetector
 from utils.faster_gradcam import FasterGradCAM
-from utils.networks import files
+from utils.networks import cells, files
 from utils.networks.files import ConverterError, convert, quantise
 from utils.repro import keras, tf
 
@@ -63,13 +63,13 @@ class ExplanationTail(keras.layers.Layer):
         weights = tf.gather(tf.constant(self.channel_weights, tf.float32), nearest)  # (1, C)
         # Multiplied and summed: a matrix product packs the maps first, as if they were weights, and takes longer.
         positive = tf.nn.relu(tf.reduce_sum(maps * weights[:, None, None], axis=-1))  # (1, h, w)
+        result = {"scores": scores, "embedding": embedding, "cluster": tf.gather(tf.constant(self.clusters), nearest)}
         if details is not None:
-            fine = tf.nn.relu(tf.reduce_sum(details * tf.constant(self.detail_weights), axis=-1))
-            positive = tf.sqrt(_resized(positive, self.resizes[0])) * fine
+            result["outline"] = tf.nn.relu(tf.reduce_sum(details * tf.constant(self.detail_weights), axis=-1))
+            positive = tf.sqrt(_resized(positive, self.resizes[0])) * result["outline"]
         positive = positive if self.seen.all() else positive * self.seen
-        heat = _resized(positive / tf.maximum(tf.reduce_max(positive), 1e-12), self.resizes[-1])
-        cluster = tf.gather(tf.constant(self.clusters), nearest)
-        return {"scores": scores, "embedding": embedding, "cluster": cluster, "heatmap": heat}
+        positive = positive / tf.maximum(tf.reduce_max(positive), 1e-12)
+        return result | {"heatmap": _resized(positive, self.resizes[-1])}
 
 
 def _resize_matrices(grid, size):
@@ -107,8 +107,16 @@ def export_float(model: FasterGradCAM | AnomalyDetector, path: str | os.PathLike
         metadata |= {"kind": "anomaly", "class_names": list(runtime.VERDICTS)}
         metadata["false_positives"] = model.meta["false_positives"]
     else:
-        outputs = ExplanationTail(model)(*model.network(image))
         metadata |= {"class_names": list(model.class_names), "layer": model.meta["layer"]}
+        network, tail = model.network, cells.linear_tail(cells.embedding_of(model.network))
+        if tail and "/" not in tail.layer:  # not in a nested model
+            maps = networks.get_layer(network, tail.layer).output
+            *results, maps = networks.wrap(network.inputs[0], [*network.outputs, maps], like=network)(image)
+            outputs = ExplanationTail(model)(*results) | cells.AsOutputs(tail, name=f"{TAIL}_cells")(maps)
+            shown = networks.window(network, tail.layer, *model.input_size)
+            metadata["cells"] = {"grid": maps.shape[1:3], "window": shown, "outline": shown == model.window}
+        else:
+            outputs = ExplanationTail(model)(*network(image))
     try:
         content = convert(keras.Model(image, outputs))
     except ConverterError:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from utils import imaging
+from utils import imaging, similarity
+from utils.similarity import Cells, Comparison
 
 FLOAT_FILE, INT8_FILE, META_FILE = "explainer.tflite", "explainer_int8.tflite", "meta.json"  # in a model folder
 FORMAT = 1
@@ -27,6 +28,7 @@ OUTPUTS = {  # of the graph, by kind
     "label": ("scores", "embedding", "cluster", "heatmap"),
     "anomaly": ("scores", "heatmap"),
 }
+CELLS = ("cells", "outline")  # further outputs, beside "projection", of files that can compare
 VERDICTS = ("normal", "anomaly")
 
 
@@ -125,6 +127,12 @@ class Explainer:
         self._input = self._interpreter.tensor(self._interpreter.get_input_details()[0]["index"])
         details = self._interpreter.get_signature_runner().get_output_details()
         self._outputs = [details[name]["index"] for name in OUTPUTS[self.kind]]
+        self._cells = {name: details[name]["index"] for name in CELLS if name in details}
+        self._projection = None
+        if part := details.get("projection"):  # constant float32 (D, C), or int8 with a scale per row
+            scales = part["quantization_parameters"]["scales"]
+            weights = self._interpreter.get_tensor(part["index"]).T * (scales if len(scales) else np.float32(1))
+            self._projection = np.ascontiguousarray(weights, np.float32)  # (C, D)
 
     def explain(self, images: np.ndarray) -> Explanation | AnomalyResult:
         """Label (or anomaly score) and heat map of each image, uint8 RGB (N, H, W, 3) or (H, W, 3) of any size."""
@@ -144,6 +152,22 @@ class Explainer:
             labels=scores.argmax(axis=1), class_names=self.class_names, scores=scores, heatmaps=heatmaps,
             clusters=clusters, embeddings=embeddings,
         )
+
+    def cells(self, image: np.ndarray) -> Cells:
+        """An image uint8 RGB (H, W, 3) as the cells its embedding is the sum of; ValueError if the file has none."""
+        if "cells" not in self.metadata:
+            reason = "it was exported before there was `compare`, or its embedding is no sum over cells"
+            raise ValueError(f"This file cannot compare: {reason}; `python -m utils export` writes it anew.")
+        (resized,), about = imaging.resize(imaging.check_images(image)[:1], *self.input_size), self.metadata["cells"]
+        self._run(resized)
+        get, grid = self._interpreter.get_tensor, about["grid"]
+        outline = get(self._cells["outline"])[0] if about["outline"] and "outline" in self._cells else None
+        maps, window = get(self._cells["cells"])[0].reshape(*grid, -1), tuple(about["window"])
+        return Cells(maps, np.shape(image)[-3:-1], projection=self._projection, outline=outline, window=window)
+
+    def compare(self, a: np.ndarray, b: np.ndarray, *, details: bool = True) -> Comparison:
+        """Why two images are alike; arguments and errors as of `similarity.compare`."""
+        return similarity.compare(self, a, b, details=details)
 
     def _run(self, image):
         self._input()[0] = image  # uint8 to float32

@@ -44,7 +44,8 @@ class Cells:
     @cached_property
     def shares(self) -> np.ndarray:
         """Of each cell in the mean over the image, float32 (h, w)."""
-        return np.broadcast_to(np.float32(self.weights), self.maps.shape[:2]) / np.float32(np.prod(self.maps.shape[:2]))
+        grid = self.maps.shape[:2]
+        return np.broadcast_to(np.float32(self.weights), grid) / np.float32(np.prod(grid))
 
     @cached_property
     def vectors(self) -> np.ndarray:
@@ -68,10 +69,8 @@ class Cells:
     def places(self) -> np.ndarray:
         """The middle of each cell, float (n, 2): x and y in pixels of the image."""
         edges = np.reshape(self.window, (2, 2))
-        y, x = (
-            (start + (end - start) * (np.arange(n) + 0.5) / n) * side
-            for (start, end), n, side in zip(edges, self.maps.shape, self.size, strict=False)
-        )
+        sides = zip(edges, self.maps.shape, self.size, strict=False)
+        y, x = ((start + (end - start) * (np.arange(n) + 0.5) / n) * side for (start, end), n, side in sides)
         return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
     def along(self, direction: np.ndarray) -> np.ndarray:
@@ -148,10 +147,8 @@ class Comparison:
 class Contrast(NamedTuple):
     """Why an image x is nearer to a than to b, or is not.
 
-    Attributes:
-        margin: cosine with a minus cosine with b.
-        shares: float32 (h, w), what each cell of x adds to it: where exact, their sum is the margin.
-        heatmap: float32 (H, W) in [-1, 1], what of x speaks for a; below 0 what speaks for b.
+    The margin is the cosine with a minus that with b, shares, float32 (h, w), are what each cell of x adds to it, and
+    the heat map, float32 (H, W) in [-1, 1], is above 0 where x speaks for a, and below 0 where it speaks for b.
     """
 
     margin: float

@@ -25,17 +25,35 @@ TOLERANCE = 1e-4  # of the largest value; float32 rounds less
 
 
 class Tail(NamedTuple):
-    """What stands behind the last maps A: the embedding is the sum over the n cells of (A_p · projection + offset) / n.
+    """What stands behind the last maps A: the embedding is the mean over the cells of A_p · projection.
 
     Attributes:
         layer: that gives the maps (N, h, w, C).
         projection: float32 (C, D); None where the embedding is the mean of the maps itself.
-        offset: float32 (D,); None where it is zero.
+        has_offset: whether there is a bias, too: then the maps get a last channel of ones, and the projection a row.
     """
 
     layer: str
     projection: np.ndarray | None
-    offset: np.ndarray | None
+    has_offset: bool
+
+
+class AsOutputs(keras.layers.Layer):
+    """From the maps (1, h, w, C) of a `Tail` to outputs of an exported file: them in rows, (1, n, C), and projection.
+
+    It computes nothing: the projection (D, C) is a constant, the very weights of the network's own dense layer.
+    """
+
+    def __init__(self, tail: Tail, name: str):
+        super().__init__(name=name)
+        self.tail = tail
+
+    def call(self, maps):
+        # Rows, because an operator whose own result is an output would stay float in the int8 file.
+        rows, projection = tf.reshape(maps, (1, -1, maps.shape[-1])), self.tail.projection
+        if self.tail.has_offset:
+            rows = tf.concat([rows, tf.ones_like(rows[..., :1])], axis=-1)
+        return {"cells": rows} | ({} if projection is None else {"projection": tf.constant(projection.T)})
 
 
 @per_network
@@ -99,13 +117,15 @@ def _is_along(vectors, output):
 
 
 def _affine(behind, maps, call):
-    """Projection (C, D) and offset (D,) of what maps of one cell become; None for each that changes nothing."""
+    """The projection of maps of one cell, with the offset as its last row if there is one; and whether there is."""
     n_channels = maps.shape[3]
     units = np.concatenate([np.zeros((1, n_channels)), np.eye(n_channels)])[:, None, None]
     offset, *rows = _run(behind, maps, units)[id(call.output)]
     projection = np.stack(rows) - offset
+    if offset.any():
+        return np.concatenate([projection, offset[None]]), True
     is_mean = projection.shape == (n_channels, n_channels) and (projection == np.eye(n_channels)).all()
-    return None if is_mean else projection, offset if offset.any() else None
+    return None if is_mean else projection, False
 
 
 def embedding_of(network: keras.Model) -> keras.Model:
@@ -153,7 +173,9 @@ def read(
     maps, *details = (array[0].numpy() for array in _maps_function(network, layers, structure(network))(seen))
     outline = np.maximum(details[0] @ detail[1], 0) if detail else None
     fields = {"maps": maps, "size": np.shape(image)[:2], "outline": outline, "window": shown}
-    return fields | with_offset(maps, *tail[1:]) if tail else fields
+    if tail and tail.has_offset:
+        fields["maps"] = np.concatenate([maps, np.ones_like(maps[..., :1])], axis=-1)
+    return fields | ({"projection": tail.projection} if tail else {})
 
 
 def see(network: keras.Model, image: np.ndarray):
@@ -187,15 +209,6 @@ def gradient_shares(network: keras.Model, images: tuple, layer: str | None) -> t
         gradients = tape.gradient(unit, maps, output_gradients=other)
         shares.append(tf.reduce_sum(tf.cast(maps * gradients, tf.float32), axis=-1)[0].numpy())
     return float(tf.reduce_sum(found[0][1] * found[1][1])), shares
-
-
-def with_offset(maps: np.ndarray, projection: np.ndarray | None, offset: np.ndarray | None) -> dict:
-    """An offset becomes the projection's last row, and the maps get a last channel of ones for it."""
-    if offset is not None:
-        maps = np.concatenate([maps, np.ones_like(maps[..., :1])], axis=-1)
-        projection = np.eye(len(offset), dtype=np.float32) if projection is None else projection
-        projection = np.concatenate([projection, offset[None]])
-    return {"maps": maps, "projection": projection}
 
 
 @functools.lru_cache(maxsize=8)

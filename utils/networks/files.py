@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.schema_py_generated import TensorType
 from ai_edge_litert.tools import flatbuffer_utils
 from litert_quantizer import qtyping, quantizer
 from tensorflow.lite.python.convert_phase import ConverterError  # noqa: F401  for callers
@@ -61,9 +62,29 @@ def quantise(content: bytes, images: np.ndarray, *, float_parts: tuple[str, ...]
         ranges = quantizing.calibrate({"serving_default": samples})
         result = quantizing.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(result.quantized_model))
+    _share_constants(model)
     for tensor in model.subgraphs[0].tensors:  # nobody looks them up: inputs and outputs are named in the signature
         tensor.name = None
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _share_constants(model):
+    """Outputs that are weights become the int8 weights themselves, so that the file holds no second copy in float."""
+    (graph,), (signature,) = model.subgraphs, model.signatureDefs
+    contents = [None if (data := model.buffers[t.buffer].data) is None else bytes(data) for t in graph.tensors]
+    for i, output in enumerate(graph.outputs):
+        shape, quantised = list(graph.tensors[output].shape), None
+        for place, other in enumerate(graph.tensors):
+            if contents[output] and contents[place] and other.type == TensorType.INT8 and list(other.shape) == shape:
+                scales = np.array(other.quantization.scale)[:, None]
+                values = scales * np.frombuffer(contents[place], np.int8).reshape(shape)
+                error = np.abs(values - np.frombuffer(contents[output], np.float32).reshape(shape))
+                quantised = place if (error <= scales).all() else quantised
+        if quantised is not None:
+            model.buffers[graph.tensors[output].buffer].data, graph.tensors[output].buffer = None, 0
+            graph.outputs[i] = quantised
+            (named,) = (part for part in signature.outputs if part.tensorIndex == output)
+            named.tensorIndex = quantised
 
 
 def not_in_litert(network: keras.Model) -> str | None:
