@@ -16,6 +16,8 @@ COMMANDS = {
     "demo": "explain a camera live, or a video, or images",
     "annotate": "draw boxes from heat maps and write them as VOC, COCO and YOLO files",
     "anomaly": "find defects after learning from normal images only",
+    "index": "remember the embeddings of a folder of images, to search in",
+    "search": "find the images of an index that are similar to one, and show why",
     "benchmark": "time one explanation on this machine against exact Grad-CAM",
 }
 

@@ -44,8 +44,7 @@ class Cells:
     @cached_property
     def shares(self) -> np.ndarray:
         """Of each cell in the mean over the image, float32 (h, w)."""
-        grid = self.maps.shape[:2]
-        return np.broadcast_to(np.float32(self.weights), grid) / np.float32(np.prod(grid))
+        return np.full(grid := self.maps.shape[:2], self.weights, np.float32) / np.float32(np.prod(grid))
 
     @cached_property
     def vectors(self) -> np.ndarray:
@@ -122,10 +121,10 @@ class Comparison:
 
     @cached_property
     def _drawn(self):
-        """Shares and losses of a, then of b, drawn and divided by the one highest value of all."""
+        """Shares and losses of a, then of b, drawn and divided by the highest value of either image."""
         sides = ((self.a, self.shares_a, self.losses_a), (self.b, self.shares_b, self.losses_b))
-        drawn = [cells.draw(raw, self.sharpen) for cells, *maps in sides for raw in maps]
-        return [heat / max(max(np.abs(other).max() for other in drawn), 1e-12) for heat in drawn]
+        pairs = [np.stack([cells.draw(raw, self.sharpen) for raw in maps]) for cells, *maps in sides]
+        return [heat for pair in pairs for heat in pair / max(np.abs(pair).max(), 1e-12)]
 
     heatmap_a = property(lambda self: self._drawn[0], doc="float32 (H, W) in [-1, 1], what of a makes them alike.")
     heatmap_b = property(lambda self: self._drawn[2], doc="float32 (H', W') in [-1, 1], the same of b.")

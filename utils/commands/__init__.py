@@ -2,6 +2,7 @@
 
 Each has ``add_arguments(parser)`` and ``main(options) -> int``. ``common`` holds the options that several of them
 share, ``recipe`` those of a training. What needs TensorFlow is imported inside ``main``, so that help stays quick:
-``training``, ``pictures`` (of ``explain``), ``comparison`` (of ``evaluate``) and ``timing`` (of ``benchmark``). Nothing
-but `utils.__main__` imports commands.
+``training``, ``pictures`` (of ``explain``), ``comparison`` (of ``evaluate``) and ``timing`` (of ``benchmark``). Without
+it ``image_index`` and ``searching`` do the work of ``index`` and ``search``. Nothing but `utils.__main__` imports
+commands.
 """

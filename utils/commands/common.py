@@ -16,8 +16,8 @@ DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "janke
 SOURCES = ("janken", "synthetic")  # of training data; any other name is a folder
 DATA_HELP = "janken (real photos), synthetic (rendered hands) or a folder with one sub-folder per class"
 OTHER_KIND = {  # what is said of a model of this kind where another is wanted
-    "label": "finds no anomalies but names classes: `explain`, `annotate`, `evaluate`, `export`, `benchmark` and "
-    "`demo` take it; `anomaly fit` makes a model that does",
+    "label": "finds no anomalies but names classes: `explain`, `annotate`, `evaluate`, `export`, `benchmark`, "
+    "`index` and `demo` take it; `anomaly fit` makes a model that does",
     "anomaly": "finds anomalies and names no classes: `anomaly explain` and `demo` take it; `train` makes a model that "
     "does",
 }
