@@ -96,6 +96,7 @@ class Explainer:
         input_size: height and width the network works at, in pixels.
         precision: "float32" or "int8".
         metadata: dict, all that the file says about itself.
+        projection: float32 (C, D), from a cell to the embedding, see `similarity.Cells`; None: the file has none.
         network_seconds: time the graph took in the last call of `explain`, mean over its images.
 
     Example:
@@ -128,11 +129,11 @@ class Explainer:
         details = self._interpreter.get_signature_runner().get_output_details()
         self._outputs = [details[name]["index"] for name in OUTPUTS[self.kind]]
         self._cells = {name: details[name]["index"] for name in CELLS if name in details}
-        self._projection = None
-        if part := details.get("projection"):  # constant float32 (D, C), or int8 with a scale per row
+        named, self.projection = {tensor["name"]: tensor for tensor in self._interpreter.get_tensor_details()}, None
+        if part := (named | details).get("projection"):  # constant float32 (D, C), or int8 with a scale per row
             scales = part["quantization_parameters"]["scales"]
             weights = self._interpreter.get_tensor(part["index"]).T * (scales if len(scales) else np.float32(1))
-            self._projection = np.ascontiguousarray(weights, np.float32)  # (C, D)
+            self.projection = np.ascontiguousarray(weights, np.float32)
 
     def explain(self, images: np.ndarray) -> Explanation | AnomalyResult:
         """Label (or anomaly score) and heat map of each image, uint8 RGB (N, H, W, 3) or (H, W, 3) of any size."""
@@ -163,7 +164,7 @@ class Explainer:
         get, grid = self._interpreter.get_tensor, about["grid"]
         outline = get(self._cells["outline"])[0] if about["outline"] and "outline" in self._cells else None
         maps, window = get(self._cells["cells"])[0].reshape(*grid, -1), tuple(about["window"])
-        return Cells(maps, np.shape(image)[-3:-1], projection=self._projection, outline=outline, window=window)
+        return Cells(maps, np.shape(image)[-3:-1], projection=self.projection, outline=outline, window=window)
 
     def compare(self, a: np.ndarray, b: np.ndarray, *, details: bool = True) -> Comparison:
         """Why two images are alike; arguments and errors as of `similarity.compare`."""

@@ -49,19 +49,15 @@ class Cells:
     @cached_property
     def vectors(self) -> np.ndarray:
         """z_p of all cells, float32 (n, D)."""
-        maps = (self.maps * self.shares[..., None]).reshape(-1, self.maps.shape[-1])
-        # OpenCV's product stays in this thread: those that NumPy starts get into the way of the network's.
-        return maps if self.projection is None else cv2.gemm(maps, self.projection, 1, None, 0)
+        return self._project((self.maps * self.shares[..., None]).reshape(-1, self.maps.shape[-1]))
 
     @cached_property
     def embedding(self) -> np.ndarray:
         """Their sum, float32 (D,), not of unit length."""
-        pooled = self.shares.ravel() @ self.maps.reshape(self.shares.size, -1)
-        return pooled if self.projection is None else pooled @ self.projection
+        return self._project(_product(self.shares.reshape(1, -1), self.maps.reshape(self.shares.size, -1)))[0]
 
     @cached_property
-    def length(self) -> float:
-        """That of the embedding."""
+    def length(self) -> float:  # of the embedding
         return max(float(np.linalg.norm(self.embedding)), 1e-12)
 
     @property
@@ -74,8 +70,12 @@ class Cells:
 
     def along(self, direction: np.ndarray) -> np.ndarray:
         """z_p · direction / ‖e‖, float32 (h, w)."""
-        direction = (direction if self.projection is None else self.projection @ direction) / np.float32(self.length)
-        return (self.maps @ direction) * self.shares
+        direction = direction.reshape(-1, 1) / np.float32(self.length)
+        direction = direction if self.projection is None else _product(self.projection, direction)
+        return _product(self.maps.reshape(self.shares.size, -1), direction).reshape(self.shares.shape) * self.shares
+
+    def _project(self, rows):
+        return rows if self.projection is None else _product(rows, self.projection)
 
     def draw(self, raw: np.ndarray, sharpen: bool) -> np.ndarray:
         """A signed map (h, w) at the size of the image, float32 (H, W), sharpened or not, not scaled."""
@@ -116,8 +116,7 @@ class Comparison:
         """float32 (n, n'), what each pair of cells, row by row, adds to the score; ValueError if not exact."""
         if not self.is_exact:
             raise ValueError("Pairs of cells need a network whose embedding is a sum over cells: pooling, dense layer.")
-        scale = 1 / (self.a.length * self.b.length)
-        return cv2.gemm(self.a.vectors, self.b.vectors, scale, None, 0, flags=cv2.GEMM_2_T)
+        return _product(self.a.vectors / self.a.length, self.b.vectors.T / self.b.length)
 
     @cached_property
     def _drawn(self):
@@ -132,22 +131,18 @@ class Comparison:
     difference_b = property(lambda self: self._drawn[3], doc="float32 (H', W') in [-1, 1], the same of b.")
 
     def match(self, point: tuple[int, int]) -> tuple[int, int]:
-        """The middle of the cell of b that has most in common with the one at a point (x, y) of a, in pixels.
-
-        ValueError if the point lies outside of a, or if the comparison is not exact.
-        """
+        """The middle of the cell of b that has most in common with that of a point (x, y) of a, in pixels."""
         if np.shape(point) != (2,) or not (np.less_equal(0, point) & np.less(point, self.a.size[::-1])).all():
             raise ValueError(f"A point (x, y) must lie in the image, {self.a.size[::-1]} pixels. Received: {point}")
         cell = ((self.a.places - np.add(point, 0.5)) ** 2).sum(axis=1).argmin()
-        x, y = self.b.places[self.pairs[cell].argmax()].astype(int).tolist()
-        return x, y
+        return tuple(self.b.places[self.pairs[cell].argmax()].astype(int).tolist())
 
 
 class Contrast(NamedTuple):
     """Why an image x is nearer to a than to b, or is not.
 
-    The margin is the cosine with a minus that with b, shares, float32 (h, w), are what each cell of x adds to it, and
-    the heat map, float32 (H, W) in [-1, 1], is above 0 where x speaks for a, and below 0 where it speaks for b.
+    margin: cosine with a minus that with b; shares: float32 (h, w), what each cell of x adds to it; heatmap: float32
+    (H, W) in [-1, 1], above 0 where x speaks for a, below 0 where it speaks for b.
     """
 
     margin: float
@@ -196,6 +191,10 @@ def contrast(model, x: np.ndarray, *, a: np.ndarray, b: np.ndarray, details: boo
     shares = to_a.shares_a - to_b.shares_a
     heat = to_a.a.draw(shares, details)
     return Contrast(to_a.score - to_b.score, shares, heat / max(np.abs(heat).max(), 1e-12))
+
+
+def _product(one, other):  # OpenCV's: NumPy's starts threads of its own, which get in the way of the network's
+    return cv2.gemm(np.float32(one), np.float32(other), 1, None, 0)
 
 
 def of_cells(a: Cells, b: Cells, *, sharpen: bool = True) -> Comparison:

@@ -272,6 +272,31 @@ def test_it_says_what_the_explainer_says(file, number, chromium, serve):
     tab.close()
 
 
+@pytest.mark.parametrize("file", [FLOAT, INT8], ids=["float32", "int8"])
+def test_it_compares_as_the_explainer_does(file, chromium, serve):
+    """A picture is kept, the next is compared with it; c forgets it."""
+    tab, explainer = chromium.tab(before=browser.RECORD), runtime.Explainer(file)
+    tab.open(serve(file))
+    files = [DEFAULT_MODEL.parents[1] / "hands" / "pa" / f"0{i}.jpg" for i in (0, 1)]
+    assert tab.run("document.getElementById('compare').disabled")
+    for i, path in enumerate(files):
+        tab.choose("#file", path)
+        tab.wait(f"results.length >= {i + 1}", 60)
+        if not i:
+            tab.click("#compare")
+    images = [result(tab, i)[1] for i in (0, 1)]
+    expected = explainer.compare(images[1], images[0])
+    assert tab.run("answer.textContent") == f"alike {expected.score:.2f}"
+    likeness = tab.run("toText(results[1].likeness.heatmap)")
+    heat = np.frombuffer(base64.b64decode(likeness), np.float32).reshape(images[1].shape[:2])
+    ours = np.maximum(expected.heatmap_a, 0)
+    np.testing.assert_allclose(heat, ours / ours.max() * heat.max(), atol=0.02)
+    tab.press("c")
+    assert tab.run("answer.textContent").startswith("pa ") and tab.run("kept.hidden")
+    assert not tab.errors
+    tab.close()
+
+
 def pause(tab):
     """Press p at a picture with a hand; returns its result."""
     for _ in range(50):
@@ -424,7 +449,7 @@ def test_every_control_has_a_name_and_its_turn(tab):
         if any(p["name"] == "focusable" and p["value"]["value"] for p in node.get("properties", []))
         and node["role"]["value"] != "RootWebArea"
     }
-    names -= {"Front camera", "Back camera"}
+    names -= {"Front camera", "Back camera", "Compare with this"}  # the last waits for a picture
     assert names == {"Start the camera", "Choose a picture", "Camera", "Heat map", "Opacity", "Mirror", "Box"}
     tab.run("document.getElementById('start').focus()")
     order = []

@@ -69,7 +69,10 @@ def page(file: str | os.PathLike, mode: str = "heatmap", *, packages: str = CDN)
     metadata = runtime.read_metadata(file)
     urls = {package: packages.format(package=package) for package in PACKAGES}
     turbo = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], heatmap.COLORMAP)[0, :, ::-1]  # (256, RGB)
+    cells = metadata.get("cells")
+    projection = runtime.Explainer(file).projection if cells and tuple(cells["window"]) == heatmap.WHOLE else None
     settings = {
+        "cells": None if projection is None else {"grid": cells["grid"], "projection": _base64(projection.tobytes())},
         "metadata": {name: metadata.get(name) for name in ("kind", "class_names", "image_size", "precision")},
         "colours": _base64(turbo.tobytes()), "wasm": f"{urls['core']}wasm/", "mode": mode,
     }

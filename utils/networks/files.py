@@ -62,29 +62,28 @@ def quantise(content: bytes, images: np.ndarray, *, float_parts: tuple[str, ...]
         ranges = quantizing.calibrate({"serving_default": samples})
         result = quantizing.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(result.quantized_model))
-    _share_constants(model)
     for tensor in model.subgraphs[0].tensors:  # nobody looks them up: inputs and outputs are named in the signature
         tensor.name = None
+    _share_constants(model)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _share_constants(model):
-    """Outputs that are weights become the int8 weights themselves, so that the file holds no second copy in float."""
+    """An output that is weights goes; the int8 weights get its name, so that the file holds no second copy in float."""
     (graph,), (signature,) = model.subgraphs, model.signatureDefs
     contents = [None if (data := model.buffers[t.buffer].data) is None else bytes(data) for t in graph.tensors]
-    for i, output in enumerate(graph.outputs):
-        shape, quantised = list(graph.tensors[output].shape), None
-        for place, other in enumerate(graph.tensors):
-            if contents[output] and contents[place] and other.type == TensorType.INT8 and list(other.shape) == shape:
-                scales = np.array(other.quantization.scale)[:, None]
-                values = scales * np.frombuffer(contents[place], np.int8).reshape(shape)
-                error = np.abs(values - np.frombuffer(contents[output], np.float32).reshape(shape))
-                quantised = place if (error <= scales).all() else quantised
-        if quantised is not None:
-            model.buffers[graph.tensors[output].buffer].data, graph.tensors[output].buffer = None, 0
-            graph.outputs[i] = quantised
-            (named,) = (part for part in signature.outputs if part.tensorIndex == output)
-            named.tensorIndex = quantised
+    for named in [part for part in signature.outputs if contents[part.tensorIndex]]:
+        output = graph.tensors[named.tensorIndex]
+        floats = np.frombuffer(contents[named.tensorIndex], np.float32).reshape(output.shape)
+        for tensor, content in zip(graph.tensors, contents, strict=True):
+            if content and tensor.type == TensorType.INT8 and list(tensor.shape) == list(output.shape):
+                scales = np.array(tensor.quantization.scale)[:, None]
+                if (np.abs(scales * np.frombuffer(content, np.int8).reshape(floats.shape) - floats) <= scales).all():
+                    tensor.name = named.name
+                    model.buffers[output.buffer].data, output.buffer = None, 0
+                    graph.outputs = [index for index in graph.outputs if index != named.tensorIndex]
+                    signature.outputs.remove(named)
+                    break
 
 
 def not_in_litert(network: keras.Model) -> str | None:
