@@ -91,7 +91,7 @@ def test_by_hand():
 def test_a_dense_layer_by_hand():
     """W = ((1, 0), (1, 0)): both channels become one number, so that the images are the same to the network."""
     weights = np.float32([[1, 0], [1, 0]])
-    a, b = (Cells(np.float32([[values]]), (2, 2), projection=weights) for values in ([3, 0], [1, 4]))
+    a, b = (Cells(np.float32([[values]]) @ weights, (2, 2)) for values in ([3, 0], [1, 4]))
     result = similarity.of_cells(a, b)
     assert result.score == pytest.approx(1) and a.length == pytest.approx(3) and b.length == pytest.approx(5)
     np.testing.assert_allclose(result.pairs, [[1]], rtol=1e-6)

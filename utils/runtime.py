@@ -96,7 +96,7 @@ class Explainer:
         input_size: height and width the network works at, in pixels.
         precision: "float32" or "int8".
         metadata: dict, all that the file says about itself.
-        projection: float32 (C, D), from a cell to the embedding, see `similarity.Cells`; None: the file has none.
+        projection: float32 (C, D), from maps to embedding, see `similarity`; None: the file has none.
         network_seconds: time the graph took in the last call of `explain`, mean over its images.
 
     Example:
@@ -128,7 +128,7 @@ class Explainer:
         self._input = self._interpreter.tensor(self._interpreter.get_input_details()[0]["index"])
         details = self._interpreter.get_signature_runner().get_output_details()
         self._outputs = [details[name]["index"] for name in OUTPUTS[self.kind]]
-        self._cells = {name: details[name]["index"] for name in CELLS if name in details}
+        self._cells = {name: self._interpreter.tensor(details[name]["index"]) for name in CELLS if name in details}
         named, self.projection = {tensor["name"]: tensor for tensor in self._interpreter.get_tensor_details()}, None
         if part := (named | details).get("projection"):  # constant float32 (D, C), or int8 with a scale per row
             scales = part["quantization_parameters"]["scales"]
@@ -161,10 +161,11 @@ class Explainer:
             raise ValueError(f"This file cannot compare: {reason}; `python -m utils export` writes it anew.")
         (resized,), about = imaging.resize(imaging.check_images(image)[:1], *self.input_size), self.metadata["cells"]
         self._run(resized)
-        get, grid = self._interpreter.get_tensor, about["grid"]
-        outline = get(self._cells["outline"])[0] if about["outline"] and "outline" in self._cells else None
-        maps, window = get(self._cells["cells"])[0].reshape(*grid, -1), tuple(about["window"])
-        return Cells(maps, np.shape(image)[-3:-1], projection=self.projection, outline=outline, window=window)
+        rows = self._cells["cells"]()[0]  # a view, as long as nothing else runs
+        maps = rows.copy() if self.projection is None else similarity.product(rows, self.projection)
+        outline = self._cells["outline"]()[0].copy() if about["outline"] and "outline" in self._cells else None
+        size, window = np.shape(image)[-3:-1], tuple(about["window"])
+        return Cells(maps.reshape(*about["grid"], -1), size, outline=outline, window=window)
 
     def compare(self, a: np.ndarray, b: np.ndarray, *, details: bool = True) -> Comparison:
         """Why two images are alike; arguments and errors as of `similarity.compare`."""

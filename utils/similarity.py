@@ -21,14 +21,18 @@ import numpy as np
 from utils import heatmap, imaging
 
 
+def product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of two float32 matrices, by OpenCV: NumPy's starts threads, which get in the way of the network's."""
+    return cv2.gemm(np.asarray(one, np.float32), np.asarray(other, np.float32), 1, None, 0)
+
+
 @dataclass(frozen=True, eq=False)  # == of arrays has no single answer
 class Cells:
     """An image as the n = h · w cells that its embedding is the sum of.
 
     Attributes:
-        maps: float32 (h, w, C), what the last layer with maps says of it.
+        maps: float32 (h, w, D), Wᵀ A_p: the embedding is their mean.
         size: height and width of the image in pixels.
-        projection: float32 (C, D), from a cell to n times its part of the embedding; None: it is that itself.
         outline: float32 (h', w') or None, a detail map, nowhere below 0.
         window: the part of the image that the maps show, see `networks.Window`.
         weights: float32 (h, w) in [0, 1], how far a cell counts, where only a part of the image is asked for.
@@ -36,7 +40,6 @@ class Cells:
 
     maps: np.ndarray
     size: tuple[int, int]
-    projection: np.ndarray | None = None
     outline: np.ndarray | None = None
     window: tuple[float, float, float, float] = heatmap.WHOLE
     weights: np.ndarray | float = 1.0
@@ -49,12 +52,12 @@ class Cells:
     @cached_property
     def vectors(self) -> np.ndarray:
         """z_p of all cells, float32 (n, D)."""
-        return self._project((self.maps * self.shares[..., None]).reshape(-1, self.maps.shape[-1]))
+        return self.maps.reshape(self.shares.size, -1) * self.shares.reshape(-1, 1)
 
     @cached_property
     def embedding(self) -> np.ndarray:
         """Their sum, float32 (D,), not of unit length."""
-        return self._project(_product(self.shares.reshape(1, -1), self.maps.reshape(self.shares.size, -1)))[0]
+        return self.vectors.sum(axis=0)
 
     @cached_property
     def length(self) -> float:  # of the embedding
@@ -70,12 +73,7 @@ class Cells:
 
     def along(self, direction: np.ndarray) -> np.ndarray:
         """z_p · direction / ‖e‖, float32 (h, w)."""
-        direction = direction.reshape(-1, 1) / np.float32(self.length)
-        direction = direction if self.projection is None else _product(self.projection, direction)
-        return _product(self.maps.reshape(self.shares.size, -1), direction).reshape(self.shares.shape) * self.shares
-
-    def _project(self, rows):
-        return rows if self.projection is None else _product(rows, self.projection)
+        return product(self.vectors, direction.reshape(-1, 1) / self.length).reshape(self.shares.shape)
 
     def draw(self, raw: np.ndarray, sharpen: bool) -> np.ndarray:
         """A signed map (h, w) at the size of the image, float32 (H, W), sharpened or not, not scaled."""
@@ -116,7 +114,7 @@ class Comparison:
         """float32 (n, n'), what each pair of cells, row by row, adds to the score; ValueError if not exact."""
         if not self.is_exact:
             raise ValueError("Pairs of cells need a network whose embedding is a sum over cells: pooling, dense layer.")
-        return _product(self.a.vectors / self.a.length, self.b.vectors.T / self.b.length)
+        return product(self.a.vectors / self.a.length, self.b.vectors.T / self.b.length)
 
     @cached_property
     def _drawn(self):
@@ -191,10 +189,6 @@ def contrast(model, x: np.ndarray, *, a: np.ndarray, b: np.ndarray, details: boo
     shares = to_a.shares_a - to_b.shares_a
     heat = to_a.a.draw(shares, details)
     return Contrast(to_a.score - to_b.score, shares, heat / max(np.abs(heat).max(), 1e-12))
-
-
-def _product(one, other):  # OpenCV's: NumPy's starts threads of its own, which get in the way of the network's
-    return cv2.gemm(np.float32(one), np.float32(other), 1, None, 0)
 
 
 def of_cells(a: Cells, b: Cells, *, sharpen: bool = True) -> Comparison:

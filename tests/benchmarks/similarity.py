@@ -176,7 +176,7 @@ def run_maps(options):
     fingers(explainer)
 
 
-def run_speed(_, rounds=300):
+def run_speed(_, rounds=150):
     from utils import gradcam
     from utils.faster_gradcam import FasterGradCAM
     from utils.repro import tf

@@ -172,10 +172,11 @@ def read(
     layers = (layer, detail[0]) if detail else (layer,)
     maps, *details = (array[0].numpy() for array in _maps_function(network, layers, structure(network))(seen))
     outline = np.maximum(details[0] @ detail[1], 0) if detail else None
-    fields = {"maps": maps, "size": np.shape(image)[:2], "outline": outline, "window": shown}
     if tail and tail.has_offset:
-        fields["maps"] = np.concatenate([maps, np.ones_like(maps[..., :1])], axis=-1)
-    return fields | ({"projection": tail.projection} if tail else {})
+        maps = np.concatenate([maps, np.ones_like(maps[..., :1])], axis=-1)
+    if tail and tail.projection is not None:
+        maps = np.dot(maps.reshape(-1, maps.shape[-1]), tail.projection).reshape(*maps.shape[:2], -1)
+    return {"maps": maps, "size": np.shape(image)[:2], "outline": outline, "window": shown}
 
 
 def see(network: keras.Model, image: np.ndarray):
