@@ -108,6 +108,17 @@ def test_without_details(faster, tmp_path):
     np.testing.assert_allclose(result.heatmaps, plain.explain(images(SIZE, SIZE)).heatmaps, atol=1e-5)
 
 
+def test_object_layers(faster, tmp_path):
+    photos = images(SIZE, SIZE, 60)
+    labels = faster.explain(photos).labels
+    how = {"layer": "late", "n_clusters": 3, "weighting": "contrast", "object_layers": ["early"]}
+    with_objects = FasterGradCAM.fit(faster.classifier(), photos, labels, CLASSES, **how)
+    file = export.export_float(with_objects, tmp_path / "objects.tflite")
+    assert not any(name.startswith("Flex") for name in operators(file))
+    result, expected = runtime.Explainer(file).explain(photos), with_objects.explain(photos)
+    np.testing.assert_allclose(result.heatmaps, expected.heatmaps, atol=1e-4)
+
+
 def test_none_has_no_cluster_and_a_map_of_zeros(float_file):
     result = runtime.Explainer(float_file).explain(images(SIZE, SIZE))
     is_none = np.array(result.names) == data.NONE

@@ -9,7 +9,8 @@ import pytest
 
 from utils import gradcam, heatmap, imaging, networks
 from utils.arcface import ArcFace
-from utils.faster_gradcam import CLUSTERS_FILE, NETWORK_FILE, WEIGHTS_FILE, FasterGradCAM, _keep_largest
+from utils.faster_gradcam import CLUSTERS_FILE, NETWORK_FILE, WEIGHTS_FILE, FasterGradCAM
+from utils.networks.discriminant import keep_largest
 from utils.networks.model_folder import META_FILE
 
 SIZE = 12
@@ -97,8 +98,8 @@ def test_none_has_no_cluster_no_heat_and_no_box(network, images, labels):
 
 def test_top_channels_keeps_the_largest_signed_weights():
     weights = np.array([[0.1, -5.0, 3.0, 0.2], [4.0, 1.0, 2.0, 3.0]])
-    np.testing.assert_array_equal(_keep_largest(weights, 2), [[0, 0, 3, 0.2], [4, 0, 0, 3]])
-    np.testing.assert_array_equal(_keep_largest(weights, 50), weights)
+    np.testing.assert_array_equal(keep_largest(weights, 2), [[0, 0, 3, 0.2], [4, 0, 0, 3]])
+    np.testing.assert_array_equal(keep_largest(weights, 50), weights)
 
 
 def test_positive_weights_and_contrast_by_hand(network, images, labels):
@@ -120,17 +121,43 @@ def test_positive_weights_and_contrast_by_hand(network, images, labels):
     np.testing.assert_array_equal(fitted.reweighted().channel_weights, plain.channel_weights)
 
 
-def test_contrast_takes_backgrounds_or_none_and_says_so(network, images, labels):
+def test_contrast_takes_backgrounds_or_else_the_rim(network, images, labels):
     black = np.zeros((3, 20, 20, 3), np.uint8)
     faster = FasterGradCAM.fit(network, images, labels, weighting="contrast", backgrounds=black)
     assert faster.contrast.shape == faster.channel_weights.shape[1:] and np.isfinite(faster.contrast).all()
-    for settings in ({"weighting": "contrast"}, {"detail_layer": "early"}):
-        with pytest.raises(ValueError, match="need backgrounds"):
-            FasterGradCAM.fit(network, images, labels, **settings)
+    faster = FasterGradCAM.fit(network, images, labels, layer="early", weighting="contrast")
+    cells = faster.network(images.astype(np.float32))[0].numpy()
+    inside = cells[:, 1:4, 1:4].reshape(-1, 8)  # of 5 x 5 cells
+    at_rim = np.concatenate([cells[:, (0, 4)].reshape(-1, 8), cells[:, 1:4, (0, 4)].reshape(-1, 8)])
+    contrast = np.maximum((inside.mean(0) - at_rim.mean(0)) / (inside.var(0) + at_rim.var(0)), 0)
+    np.testing.assert_allclose(faster.contrast, contrast, rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="fitted with backgrounds"):
         FasterGradCAM.fit(network, images, labels).reweighted("contrast")
     with pytest.raises(ValueError, match="weighting must be one of"):
         FasterGradCAM.fit(network, images, labels, weighting="negative")
+
+
+def test_object_layers_by_hand(network, images, labels, tmp_path):
+    how = {"layer": "late", "n_clusters": 2, "weighting": "contrast"}
+    plain = FasterGradCAM.fit(network, images, labels, **how)
+    faster = FasterGradCAM.fit(network, images, labels, object_layers=["early"], **how)
+    maps, _, early = (output.numpy() for output in faster.network(images.astype(np.float32)))
+    coarse = np.einsum("nhwc,nc->nhw", maps, faster.channel_weights[faster.explain(images).clusters])
+    coarse = np.maximum(coarse, 0).astype(np.float32)
+    late_odds, early_odds = maps @ faster.discriminant.weights[0], early @ faster.discriminant.weights[1]
+    odds = imaging.resize(late_odds, 5, 5) + early_odds + faster.discriminant.bias
+    raw = np.sqrt(imaging.resize(coarse, 5, 5) * np.log1p(np.exp(odds)))
+    result = faster.explain(images)
+    np.testing.assert_allclose(result.heatmaps, heatmap.normalise_and_resize(raw, SIZE, SIZE), atol=1e-4)
+
+    without = faster.reweighted("contrast")
+    np.testing.assert_array_equal(without.explain(images).heatmaps, plain.explain(images).heatmaps)
+    assert without.discriminant is None and faster.reweighted("all", detail=True).discriminant is faster.discriminant
+    faster.save(tmp_path / "model")
+    loaded = FasterGradCAM.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.explain(images).heatmaps, result.heatmaps)
+    with pytest.raises(ValueError, match="Received: both"):
+        FasterGradCAM.fit(network, images, labels, detail_layer="early", object_layers=["early"])
 
 
 def test_details_by_hand(network, images, labels):

@@ -18,7 +18,10 @@ earlier and finer, with feature maps B and one weight per channel, sharpens the 
     heat map  √M · F / max     F = Σ_c v_c · B_c     v_c = max(mean of w_c over all images, 0) · max(s_c, 0)
 
 Only what is hot in both maps is hot: F adds no place that does not speak for the class. Under the root the sharper
-outline counts for more than the blurred one of M.
+outline counts for more than the blurred one of M. Where backgrounds are not known, the rim of the photos themselves
+takes their place, and a discriminant over several layers that of the detail layer (see `networks.discriminant`):
+
+    heat map  √(M · F) / max     F = log(1 + exp Σ_l z_l)
 """
 
 import os
@@ -32,6 +35,7 @@ from sklearn.cluster import KMeans
 from utils import arcface, gradcam, heatmap, imaging, networks, repro
 from utils.data import NONE
 from utils.networks import model_folder
+from utils.networks.discriminant import Discriminant, contrasts, weigh
 from utils.repro import keras
 from utils.runtime import Explanation
 
@@ -60,13 +64,14 @@ class FasterGradCAM:
 
     Attributes:
         network: keras.Model, float32 images (N, S, S, 3) of 0..255 → [feature maps (N, h, w, C), embedding (N, D)],
-            and the feature maps (N, h', w', C') of the detail layer, if there is one.
+            and the feature maps (N, h', w', C') of the detail layer, or of the object layers, if there are any.
         class_names: tuple of K names. The class "none", if there is one, has no cluster and gets a map of zeros.
         prototypes: float32 (D, K), unit columns.
         clusters: `Clusters`.
-        contrast: float32 (C,), max(s, 0) of each channel; None if there were no backgrounds.
+        contrast: float32 (C,), max(s, 0) of each channel; None if it was not asked for and there were no backgrounds.
         channel_weights: float32 (M, C), made of mean weights and contrast: what the heat maps are computed with.
         detail_weights: float32 (C',), those of the detail layer; None without one.
+        discriminant: `Discriminant` of the layer and the object layers; None without any.
         meta: dict, what `save` writes beside the arrays.
 
     Example:
@@ -81,19 +86,20 @@ class FasterGradCAM:
     def __init__(
         self, network: keras.Model, class_names: Sequence[str], *, prototypes: np.ndarray, clusters: Clusters,
         contrast: np.ndarray | None, detail_weights: np.ndarray | None, meta: dict,
+        discriminant: Discriminant | None = None,
     ):
         self.network, self.class_names = network, tuple(class_names)
         self.prototypes, self.clusters = prototypes, clusters
-        self.contrast, self.detail_weights = contrast, detail_weights
-        self.channel_weights = _weigh(clusters.mean_weights, contrast, meta["weighting"], meta["top_channels"])
+        self.contrast, self.detail_weights, self.discriminant = contrast, detail_weights, discriminant
+        self.channel_weights = weigh(clusters.mean_weights, contrast, meta["weighting"], meta["top_channels"])
         self.meta = meta
 
     @classmethod
     def fit(
         cls, network: keras.Model, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None, *,
         layer: str | None = None, n_clusters: int = 10, top_channels: int | None = None, weighting: str = "all",
-        detail_layer: str | None = None, backgrounds: np.ndarray | None = None, seed: int = 0,
-        progress: Callable[[dict], None] = lambda entry: None,
+        detail_layer: str | None = None, object_layers: Sequence[str] = (), backgrounds: np.ndarray | None = None,
+        seed: int = 0, progress: Callable[[dict], None] = lambda entry: None,
     ) -> "FasterGradCAM":
         """Harvest the images' channel weights, cluster their embeddings class by class, average per cluster.
 
@@ -107,39 +113,47 @@ class FasterGradCAM:
             n_clusters: clusters **per class**; a class with fewer distinct embeddings gets that many.
             top_channels: keep so many of the largest (signed) weights per cluster; 50: the paper's setting; None: all.
             weighting: "all" mean weights as they are, "positive" ones only, or "contrast", the formula above.
-            backgrounds: uint8 (B, H, W, 3) without an object, for contrast and details; None: the images of *none*.
+            object_layers: finer layers, whose cells, with those of ``layer``, tell an object from its surroundings.
+            backgrounds: uint8 (B, H, W, 3) without an object, for contrast and details. None: the images of *none*, or
+                if there are none of them, what lies at the rim of the images.
             seed: of k-means.
             progress: called after each batch of the harvest, see `gradcam.harvest`.
         """
         check_settings(n_clusters, top_channels, weighting)
         images, labels, class_names = _check_fit(images, labels, class_names)
-        layers = _check_layers(network, layer, detail_layer)
+        layers = _check_layers(network, [layer, detail_layer, *object_layers])
+        if detail_layer and object_layers:
+            raise ValueError("Expected a detail_layer or object_layers. Received: both")
         none = np.array(class_names)[labels] == NONE  # *none* has no map
         if backgrounds is None and none.any():
             backgrounds = images[none]
-        if backgrounds is None and (weighting == "contrast" or detail_layer):
-            raise ValueError(f"Contrast and detail_layer need backgrounds, or images of the class {NONE!r}.")
         images = imaging.resize(images, *network.inputs[0].shape[1:3])
         classifier = _classifier(network, images, labels, class_names)
         head, images, labels = classifier.layers[-1], images[~none], labels[~none]
 
         harvest = _harvest(classifier, images, labels, layer=layers[0], progress=progress)
         clusters = _cluster_by_class(harvest, labels, n_clusters=n_clusters, seed=seed)
-        contrasts = _contrasts(classifier, layers, images, backgrounds)
+        contrast = dict.fromkeys(layers)
+        if backgrounds is not None or weighting == "contrast" or detail_layer:
+            contrast = contrasts(classifier, layers[: 1 + bool(detail_layer)], images, backgrounds)
         detail_weights = None
         if detail_layer:
             mean_weights = _harvest(classifier, images, labels, layer=detail_layer).channel_weights.mean(axis=0)
-            detail_weights = _weigh(mean_weights[None], contrasts[detail_layer], "contrast", None)[0]
+            detail_weights = weigh(mean_weights[None], contrast[detail_layer], "contrast", None)[0]
         meta = {
-            "layer": layers[0], "detail_layer": detail_layer, "n_clusters": int(n_clusters), "weighting": weighting,
+            "layer": layers[0], "detail_layer": detail_layer, "object_layers": list(object_layers),
+            "n_clusters": int(n_clusters), "weighting": weighting,
             "top_channels": None if top_channels is None else int(top_channels), "seed": int(seed),
             "n_images": len(images),
         }
-        return cls(
+        model = cls(
             _features(classifier, layers, head.input, name=network.name), class_names, clusters=clusters,
-            prototypes=_unit(head.kernel.numpy(), axis=0), contrast=contrasts[layers[0]], detail_weights=detail_weights,
+            prototypes=_unit(head.kernel.numpy(), axis=0), contrast=contrast[layers[0]], detail_weights=detail_weights,
             meta=meta,
         )
+        if object_layers:
+            model.discriminant = Discriminant.fit(model._maps_and_heat(images))
+        return model
 
     def reweighted(
         self, weighting: str = "all", top_channels: int | None = None, *, detail: bool = False
@@ -148,19 +162,30 @@ class FasterGradCAM:
 
         Args:
             weighting, top_channels: as in `fit`.
-            detail: keep the detail layer.
+            detail: keep the detail layer, or the object layers.
         """
         check_settings(self.meta["n_clusters"], top_channels, weighting)
-        if detail and self.detail_weights is None:
-            raise ValueError("detail=True needs a model that was fitted with a detail layer.")
+        if detail and not self.has_details:
+            raise ValueError("detail=True needs a model that was fitted with a detail layer or with object layers.")
         network, meta = self.network, self.meta | {"weighting": weighting, "top_channels": top_channels}
         if not detail:
-            meta["detail_layer"] = None
+            meta |= {"detail_layer": None, "object_layers": []}
             network = networks.wrap(network.inputs[0], network.outputs[:2], like=network)
         return FasterGradCAM(
             network, self.class_names, prototypes=self.prototypes, clusters=self.clusters, contrast=self.contrast,
-            detail_weights=self.detail_weights if detail else None, meta=meta,
+            detail_weights=self.detail_weights if detail else None,
+            discriminant=self.discriminant if detail else None, meta=meta,
         )
+
+    @property
+    def has_details(self) -> bool:
+        """Whether a detail layer, or object layers, sharpen the maps."""
+        return self.detail_weights is not None or self.discriminant is not None
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layer of the maps and of the finer ones."""
+        return _layers(self.meta)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -177,36 +202,58 @@ class FasterGradCAM:
         images = imaging.check_images(images)
         height, width = images.shape[1:3]
         resized = imaging.resize(images, *self.input_size)
-        maps, embeddings, *details = networks.forward(self.network, resized, batch_size=batch_size)
+        maps, embeddings, *finer = networks.forward(self.network, resized, batch_size=batch_size)
         embeddings = _unit(embeddings)
         scores = embeddings @ self.prototypes
         labels = scores.argmax(axis=1)
-        # Unit embeddings: ‖ê − m‖² = 1 − 2 ê·m + ‖m‖², and the 1 does not change which is nearest.
-        centroids = self.clusters.centroids
-        distances = (centroids**2).sum(axis=1) - 2 * embeddings @ centroids.T  # (N, M)
-        distances[labels[:, None] != self.clusters.classes] = np.inf
-        is_none = np.isinf(distances).all(axis=1)
-        clusters = np.where(is_none, -1, distances.argmin(axis=1))
-        heatmaps = imaging.resize(self.heat_maps(clusters, maps, *details), height, width)
+        clusters = self._nearest(embeddings, labels)
+        heatmaps = imaging.resize(self.heat_maps(clusters, maps, *finer), height, width)
         return Explanation(
             labels=labels, class_names=self.class_names, scores=scores, heatmaps=heatmaps, clusters=clusters,
             embeddings=embeddings,
         )
 
-    def heat_maps(self, clusters: np.ndarray, maps: np.ndarray, details: np.ndarray | None = None) -> np.ndarray:
+    def _nearest(self, embeddings, labels):
+        """Of unit embeddings (N, D) the nearest cluster of their class, int (N,); -1 where that has none."""
+        # ‖ê − m‖² = 1 − 2 ê·m + ‖m‖², and the 1 does not change which is nearest.
+        centroids = self.clusters.centroids
+        distances = (centroids**2).sum(axis=1) - 2 * embeddings @ centroids.T  # (N, M)
+        distances[labels[:, None] != self.clusters.classes] = np.inf
+        return np.where(np.isinf(distances).all(axis=1), -1, distances.argmin(axis=1))
+
+    def heat_maps(self, clusters: np.ndarray, maps: np.ndarray, *finer: np.ndarray) -> np.ndarray:
         """The formula alone: heat maps float32 (N, H, W) in [0, 1], of the network's image size.
 
         Args:
             clusters: int (N,); -1, for *none*, gives a map of zeros.
             maps: float32 (N, h, w, C), first output of the network.
-            details: float32 (N, h', w', C'), its third, if it has a detail layer.
+            finer: float32 (N, h', w', C'), its outputs from the third on, if it has any.
         """
-        weights = np.where(clusters[:, None] < 0, 0, self.channel_weights[clusters])  # (N, C)
-        raw_maps = np.matmul(maps.reshape(len(maps), -1, maps.shape[-1]), weights[..., None]).reshape(maps.shape[:3])
-        if details is not None:
-            coarse = imaging.resize(np.maximum(raw_maps, 0), *details.shape[1:3])
-            raw_maps = np.sqrt(coarse) * np.maximum(details @ self.detail_weights, 0)
+        raw_maps = self._coarse(clusters, maps)
+        if self.has_details:
+            outline = self.outline(maps, *finer)
+            raw_maps = np.sqrt(imaging.resize(raw_maps, *outline.shape[1:])) * outline
         return heatmap.normalise_and_resize(raw_maps, *self.input_size, window=self.window)
+
+    def outline(self, maps: np.ndarray, *finer: np.ndarray) -> np.ndarray:
+        """What sharpens √M: F of the detail layer, √F of the object layers. Maps of all `layers` → float32 (N, h', w')."""
+        if self.discriminant:
+            return np.sqrt(self.discriminant([maps, *finer]))
+        return np.maximum(finer[0] @ self.detail_weights, 0)
+
+    def _coarse(self, clusters, maps):
+        """ReLU(Σ_c W_kc · A_c), float32 (N, h, w)."""
+        weights = np.where(clusters[:, None] < 0, 0, self.channel_weights[clusters])  # (N, C)
+        raw_maps = np.matmul(maps.reshape(len(maps), -1, maps.shape[-1]), weights[..., None])
+        return np.maximum(raw_maps.reshape(maps.shape[:3]), 0)
+
+    def _maps_and_heat(self, images):
+        """Of images of the network's size, a batch at a time, all layers' maps and the heat of the coarse one."""
+        for i in range(0, len(images), gradcam.BATCH_SIZE):
+            maps, embeddings, *finer = networks.forward(self.network, images[i : i + gradcam.BATCH_SIZE])
+            embeddings = _unit(embeddings)
+            clusters = self._nearest(embeddings, (embeddings @ self.prototypes).argmax(axis=1))
+            yield [maps, *finer], self._coarse(clusters, maps)
 
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K): what exact Grad-CAM differentiates, with this explainer's prototypes."""
@@ -224,7 +271,7 @@ class FasterGradCAM:
             "prototypes": self.prototypes, "centroids": self.clusters.centroids, "contrast": self.contrast,
             "cluster_classes": self.clusters.classes, "mean_weights": self.clusters.mean_weights,
             "detail_weights": self.detail_weights,
-        }
+        } | (self.discriminant.arrays() if self.discriminant else {})
         arrays = {name: array for name, array in arrays.items() if array is not None}
         meta = self.meta | info | {
             "format": FORMAT, "class_names": list(self.class_names), "image_size": list(self.input_size),
@@ -266,23 +313,30 @@ class FasterGradCAM:
         else:
             network = keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True)
             network.spec = None
-        n_channels = [arrays[name].shape[-1] for name in ("mean_weights", "detail_weights") if name in arrays]
+        told_apart = Discriminant.of(arrays)
+        of_layers = [arrays["detail_weights"]] if "detail_weights" in arrays else []
+        of_layers = [arrays["mean_weights"], *(told_apart.weights[1:] if told_apart else of_layers)]
         fits = len(meta["class_names"]) == arrays["prototypes"].shape[1]
-        if not fits or [maps.shape[-1] for maps in network.outputs[::2]] != n_channels:
+        n_channels = [maps.shape[-1] for maps in (network.outputs[0], *network.outputs[2:])]
+        if not fits or n_channels != [weights.shape[-1] for weights in of_layers]:
             file = folder / model_folder.META_FILE
             raise ValueError(f"{file} belongs to another model: its class names or its layer do not fit.")
         return cls(
             network, meta["class_names"], prototypes=arrays["prototypes"],
             clusters=Clusters(arrays["centroids"], arrays["cluster_classes"], arrays["mean_weights"]),
             contrast=arrays.get("contrast"), detail_weights=arrays.get("detail_weights"), meta=meta,
+            discriminant=told_apart,
         )
 
 
 def feature_network(spec: networks.Spec, meta: dict) -> keras.Model:
     """The network that `FasterGradCAM` explains with, untrained; ``meta`` names its layers."""
     embedding = networks.embedding_network(spec)
-    layers = [name for name in (meta["layer"], meta.get("detail_layer")) if name]
-    return _features(embedding, layers, embedding.output, name=spec.backbone)
+    return _features(embedding, _layers(meta), embedding.output, name=spec.backbone)
+
+
+def _layers(meta):
+    return [name for name in (meta["layer"], meta.get("detail_layer"), *meta.get("object_layers", ())) if name]
 
 
 def check_settings(n_clusters: int, top_channels: int | None, weighting: str) -> None:
@@ -316,14 +370,12 @@ def _check_fit(images, labels, class_names):
     return images, labels, tuple(class_names)
 
 
-def _check_layers(network, layer, detail_layer):
-    """Names of the layer of the maps and, if there is one, of the detail layer."""
+def _check_layers(network, layers):
+    """Names of the layer of the maps and of the finer ones, if there are any."""
     networks.check_network(network)
     if None in (shape := network.inputs[0].shape[1:]) or shape[2] != 3:
         raise ValueError(f"FasterGradCAM needs a network of RGB images of one size, (H, W, 3). Received: {shape}")
-    layers = [layer or networks.default_layer(network)]
-    if detail_layer:
-        layers.append(detail_layer)
+    layers = [layers[0] or networks.default_layer(network), *filter(None, layers[1:])]
     for name in layers:
         if "/" in name:
             raise ValueError(
@@ -374,48 +426,10 @@ def _cluster_by_class(harvest, labels, *, n_clusters, seed):
     return Clusters(np.stack(centroids), np.array(classes), np.stack(mean_weights))
 
 
-def _contrasts(classifier, layers, images, backgrounds):
-    """{layer: max(s, 0) of each of its channels, float32 (C,)}; {layer: None} without backgrounds."""
-    if backgrounds is None:
-        return dict.fromkeys(layers)
-    backgrounds = imaging.resize(imaging.check_images(backgrounds), *classifier.inputs[0].shape[1:3])
-    pooled = [keras.layers.GlobalAveragePooling2D()(networks.get_layer(classifier, name).output) for name in layers]
-    pooling = keras.Model(classifier.inputs[0], keras.ops.concatenate(pooled, axis=-1))
-    contrast = _contrast(networks.forward(pooling, images), networks.forward(pooling, backgrounds))
-    return dict(zip(layers, np.split(contrast, [pooled[0].shape[-1]]), strict=False))
-
-
 def _features(classifier, layers, embedding, *, name):
     """The network images → [maps of the first layer, embedding, maps of the detail layer if there is one]."""
     first, *detail = (networks.get_layer(classifier, layer).output for layer in layers)
     return networks.wrap(classifier.inputs[0], [first, embedding, *detail], like=classifier, name=name)
-
-
-def _weigh(mean_weights, contrast, weighting, top_channels):
-    """Channel weights (M, C) of one of `WEIGHTINGS`, the largest of each row only if top_channels is given."""
-    if weighting == "contrast" and contrast is None:
-        raise ValueError("weighting='contrast' needs a model that was fitted with backgrounds.")
-    if weighting == "contrast":
-        weights = np.maximum(mean_weights + mean_weights.mean(axis=0), 0) / 2 * contrast
-    else:
-        weights = mean_weights if weighting == "all" else np.maximum(mean_weights, 0)
-    return weights if top_channels is None else _keep_largest(weights, top_channels)
-
-
-def _contrast(classes, backgrounds):
-    """max(s, 0) of each channel, float32 (C,), from the channels' means over each image (N, C) and (B, C)."""
-    spread = classes.var(axis=0) + backgrounds.var(axis=0)
-    contrast = (classes.mean(axis=0) - backgrounds.mean(axis=0)) / np.maximum(spread, 1e-6)
-    return np.maximum(contrast, 0).astype(np.float32)
-
-
-def _keep_largest(channel_weights, n_channels):
-    """Zero all but the n largest (signed) weights of each row."""
-    n_channels = min(n_channels, channel_weights.shape[1])
-    kept = np.argpartition(-channel_weights, n_channels - 1, axis=1)[:, :n_channels]
-    result = np.zeros_like(channel_weights)
-    np.put_along_axis(result, kept, np.take_along_axis(channel_weights, kept, axis=1), axis=1)
-    return result
 
 
 def _unit(vectors, axis=-1):

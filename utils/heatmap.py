@@ -9,12 +9,11 @@ import numpy as np
 from utils import imaging
 
 Corners = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, half open
-WHOLE = (0.0, 1.0, 0.0, 1.0)  # of an image: top, bottom, left, right
 COLORMAP = cv2.COLORMAP_TURBO  # the one colour map of the project; matplotlib knows it as "turbo"
 
 
 def normalise_and_resize(
-    raw_maps: np.ndarray, height: int, width: int, *, window: tuple[float, float, float, float] = WHOLE
+    raw_maps: np.ndarray, height: int, width: int, *, window: tuple[float, float, float, float] = imaging.WHOLE
 ) -> np.ndarray:
     """ReLU, division by each map's own maximum, resize: raw maps (N, h, w) → float32 (N, height, width) in [0, 1].
 
@@ -33,23 +32,12 @@ def normalise_and_resize(
         bad = np.flatnonzero(~np.isfinite(raw_maps).all(axis=(1, 2))).tolist()
         raise ValueError(f"NaN or infinity in the weights or feature maps of the network: no heat map of images {bad}.")
     positive = np.maximum(raw_maps, 0.0)
-    if tuple(window) == WHOLE:
+    if tuple(window) == imaging.WHOLE:
         peak = positive.max(axis=(1, 2), keepdims=True)
         return imaging.resize(positive / np.maximum(peak, 1e-12), height, width)
-    rows, columns = placing(positive.shape[1:], (height, width), window)
+    rows, columns = imaging.placing(positive.shape[1:], (height, width), window)
     peak = positive[:, rows.any(axis=0)][:, :, columns.any(axis=0)].max(axis=(1, 2), keepdims=True, initial=0)
     return rows @ (positive / np.maximum(peak, 1e-12)) @ columns.T
-
-
-def placing(grid: tuple[int, int], size: tuple[int, int], window: tuple[float, float, float, float]) -> list:
-    """Of rows (H, h) and of columns (W, w): what puts a grid of cells into its window of an image of this size."""
-    matrices = []
-    for n_cells, n_pixels, (start, end) in zip(grid, size, (window[:2], window[2:]), strict=True):
-        place = ((np.arange(n_pixels) + 0.5) / n_pixels - start) / (end - start)  # 0 to 1 inside
-        cell = np.clip(place * n_cells - 0.5, 0, n_cells - 1)
-        share = np.maximum(1 - np.abs(cell[:, None] - np.arange(n_cells)), 0)  # linear between the middles of cells
-        matrices.append(np.where((place[:, None] >= 0) & (place[:, None] <= 1), share, 0).astype(np.float32))
-    return matrices
 
 
 def grey(heatmap: np.ndarray) -> np.ndarray:

@@ -244,3 +244,14 @@ def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
         grows = height > h or width > w
         out[...] = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
     return resized
+
+
+def placing(grid: tuple[int, int], size: tuple[int, int], window: tuple[float, float, float, float]) -> list:
+    """Of rows (H, h) and of columns (W, w): what puts a grid of cells into its window of an image of this size."""
+    matrices = []
+    for n_cells, n_pixels, (start, end) in zip(grid, size, (window[:2], window[2:]), strict=True):
+        place = ((np.arange(n_pixels) + 0.5) / n_pixels - start) / (end - start)  # 0 to 1 inside
+        cell = np.clip(place * n_cells - 0.5, 0, n_cells - 1)
+        share = np.maximum(1 - np.abs(cell[:, None] - np.arange(n_cells)), 0)  # linear between the middles of cells
+        matrices.append(np.where((place[:, None] >= 0) & (place[:, None] <= 1), share, 0).astype(np.float32))
+    return matrices

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from utils import heatmap, imaging
+from utils import imaging
 
 
 def product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -41,7 +41,7 @@ class Cells:
     maps: np.ndarray
     size: tuple[int, int]
     outline: np.ndarray | None = None
-    window: tuple[float, float, float, float] = heatmap.WHOLE
+    window: tuple[float, float, float, float] = imaging.WHOLE
     weights: np.ndarray | float = 1.0
 
     @cached_property
@@ -80,9 +80,9 @@ class Cells:
         if sharpen and self.outline is not None:
             raw = imaging.resize(raw[None], *self.outline.shape)[0]
             raw = np.sign(raw) * np.sqrt(np.abs(raw)) * self.outline
-        if tuple(self.window) == heatmap.WHOLE:
+        if tuple(self.window) == imaging.WHOLE:
             return imaging.resize(raw[None], *self.size)[0]
-        rows, columns = heatmap.placing(raw.shape, self.size, self.window)
+        rows, columns = imaging.placing(raw.shape, self.size, self.window)
         return rows @ raw @ columns.T
 
 
@@ -172,10 +172,9 @@ def compare(model, a: np.ndarray, b: np.ndarray, *, details: bool = True, layer:
         return of_cells(model.cells(a), model.cells(b), sharpen=details)
     from utils.networks import cells
 
-    network, detail = cells.embedding_of(getattr(model, "network", model)), None
-    if getattr(model, "detail_weights", None) is not None:
-        detail = model.meta["detail_layer"], model.detail_weights
-    found = [Cells(**cells.read(network, image, layer=layer, detail=detail)) for image in (a, b)]
+    network = cells.embedding_of(getattr(model, "network", model))
+    sharper = (model.layers, model.outline) if getattr(model, "has_details", False) else None
+    found = [Cells(**cells.read(network, image, layer=layer, details=sharper)) for image in (a, b)]
     if cells.linear_tail(network):
         return of_cells(*found, sharpen=details)
     score, shares = cells.gradient_shares(network, (a, b), layer)

@@ -93,7 +93,7 @@ def test_evaluating_a_trained_model(model, photos, tmp_path, capsys):
     arguments = ["evaluate", "--model", str(model), "--data", str(photos)]
     assert main([*arguments, "--json", str(numbers), "--plot", str(picture)]) == 0
     printed, result = capsys.readouterr().out, json.loads(numbers.read_text())
-    own = "clusters, contrast, detail"
+    own = "clusters, contrast, details"
     assert result["n_images"] == 2 and result["own"] == own and f"**{own}**" in printed
     assert set(result["measures"]) > {"Grad-CAM", "clusters, top 50", "centre Gaussian", "random map"}
     assert {"keep", "ROAD"} < set(result["measures"][own]) and "pixel AP" not in result["measures"][own]

@@ -206,3 +206,11 @@ def test_a_backbone_that_ends_early(rng):
     assert network.get_layer("block_13_expand_relu").output.shape[1:3] == (8, 8)
     with pytest.raises(ValueError, match="No layer of that name"):
         networks.embedding_network(Spec(image_size=64, alpha=0.35, last_layer="block_17_add"))
+
+
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+def test_finer_layers_are_the_last_of_their_resolution(backbone):
+    network = networks.embedding_network(networks.Spec(backbone, image_size=96))
+    sides = {layer.name: layer.output.shape[1] for layer in network.layers if len(layer.output.shape) == 4}
+    last = {side: name for name, side in sides.items()}
+    assert networks.BACKBONES[backbone].finer_layers == (last[96 // 8], last[96 // 4])

@@ -20,7 +20,7 @@ WEIGHTINGS = {  # of the clusters; those that a model can have are measured
     "clusters, top 50": ("all", 50, False),
     "clusters, positive": ("positive", None, False),
     "clusters, contrast": ("contrast", None, False),
-    "clusters, contrast, detail": ("contrast", None, True),
+    "clusters, contrast, details": ("contrast", None, True),
 }
 LOCALISATION = {
     "heat in mask": metrics.heat_in_mask, "pointing game": metrics.pointing_game, "best IoU": metrics.best_iou,
@@ -44,8 +44,7 @@ def heat_maps(faster: FasterGradCAM, images: np.ndarray, seed: int = 0) -> dict[
     }
     for name, (weighting, top_channels, detail) in WEIGHTINGS.items():
         no_contrast = weighting == "contrast" and faster.contrast is None
-        no_detail = detail and faster.detail_weights is None
-        if not (no_contrast or no_detail):
+        if not no_contrast and (faster.has_details or not detail):
             own = faster.reweighted(weighting=weighting, top_channels=top_channels, detail=detail)
             maps[name] = own.explain(images).heatmaps
     maps["centre Gaussian"] = np.repeat(metrics.centre_gaussian(*shape)[None], len(images), axis=0)
@@ -88,7 +87,7 @@ def measure(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -
         values |= dict(zip(("average drop", "increase"), faithfulness.drop_and_increase(*asked), strict=True))
         values["Spearman with Grad-CAM"] = metrics.spearman(heat, maps["Grad-CAM"])
         measures[way] = {name: _mean(value) for name, value in values.items()}
-    own = faster.meta["weighting"], faster.meta["top_channels"], faster.detail_weights is not None
+    own = faster.meta["weighting"], faster.meta["top_channels"], faster.has_details
     return {
         "n_images": len(images), "accuracy": float(np.mean(np.array(faster.class_names)[predicted] == names[shown])),
         "own": next((way for way, kind in WEIGHTINGS.items() if kind == own), None), "measures": measures,

@@ -38,9 +38,12 @@ class Recipe:
     )
     seed: int = option(0, "seed of everything random", group="training")
     layer: str | None = option(None, "layer of the heat maps (default: the backbone's own)", group="heat maps")
-    detail_layer: str | None = option(
-        None, "finer layer that sharpens their outline (default: with contrast, the last at 1/8)", group="heat maps"
+    details: str = option(
+        "auto", "what sharpens their outline, with contrast. layer: a finer layer; objects: what tells objects from "
+        "their surroundings, learnt from the photos; none; auto: objects, or layer where masks are known",
+        choices=("auto", "layer", "objects", "none"), group="heat maps",
     )
+    detail_layer: str | None = option(None, "the finer layer (default: the last at 1/8)", group="heat maps")
     clusters: int = option(10, "clusters per class", group="heat maps")
     top_channels: int | None = option(
         None, "channels to keep per cluster, the largest (default: all; the paper: 50)", group="heat maps"

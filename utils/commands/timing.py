@@ -80,7 +80,7 @@ def at_size(faster: FasterGradCAM, size: tuple[int, int]) -> FasterGradCAM:
     spec = replace(faster.network.spec, image_size=size[0])
     network = feature_network(spec, faster.meta)
     network.set_weights(faster.network.get_weights())
-    names = ("class_names", "prototypes", "clusters", "contrast", "detail_weights", "meta")
+    names = ("class_names", "prototypes", "clusters", "contrast", "detail_weights", "discriminant", "meta")
     return FasterGradCAM(network, **{name: getattr(faster, name) for name in names})
 
 

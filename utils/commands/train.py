@@ -28,6 +28,7 @@ def main(options) -> int:
     common.return_memory()
     recipe = common.chosen(options, Recipe)
     sources = [training.load_source(source, recipe) for source in recipe.data]
+    recipe = training.with_details(recipe, sources)
     dataset = training.join_sources(sources, recipe)
     untrained = training.build_network(recipe)
     options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training

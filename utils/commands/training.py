@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from utils import arcface, augment, data, networks, repro
@@ -76,8 +77,16 @@ def join_sources(sources: list[data.Dataset], recipe: Recipe) -> data.Dataset:
     return data.add_none(dataset, seed=recipe.seed) if recipe.none else dataset
 
 
-def build_network(recipe: Recipe) -> tuple[keras.Model, str, str | None]:
-    """The untrained network and the names of the layers of its heat maps and of their details.
+def with_details(recipe: Recipe, sources: list[data.Dataset]) -> Recipe:
+    """The recipe with "auto" replaced by the details that suit the sources."""
+    if recipe.details != "auto":
+        return recipe
+    known = recipe.detail_layer or all(source.masks is not None for source in sources)
+    return replace(recipe, details="layer" if known else "objects")
+
+
+def build_network(recipe: Recipe) -> tuple[keras.Model, dict]:
+    """The untrained network and the layers of its heat maps and details, as `FasterGradCAM.fit` takes them.
 
     Raises:
         ValueError: the recipe cannot work.
@@ -90,20 +99,33 @@ def build_network(recipe: Recipe) -> tuple[keras.Model, str, str | None]:
     )
     weights = None if recipe.weights == "none" else recipe.weights
     network = networks.embedding_network(spec, weights=weights, seed=recipe.seed)
-    layer = recipe.layer or networks.default_layer(network)
-    detail_layer = recipe.detail_layer
-    if detail_layer is None and recipe.weighting == "contrast":
-        detail_layer = networks.BACKBONES[spec.backbone].detail_layer
-    networks.check_layers(network, [layer] if detail_layer is None else [layer, detail_layer])
-    return network, layer, detail_layer
+    layers = {"layer": recipe.layer or networks.default_layer(network)} | _finer_layers(recipe)
+    networks.check_layers(network, [layers["layer"], *layers.get("object_layers", ())])
+    if "detail_layer" in layers:
+        networks.check_layers(network, [layers["detail_layer"]])
+    return network, layers
+
+
+def _finer_layers(recipe):
+    finer = networks.BACKBONES[recipe.backbone].finer_layers
+    if recipe.detail_layer:
+        return {"detail_layer": recipe.detail_layer}
+    if recipe.weighting != "contrast" or recipe.details == "none":
+        return {}
+    if recipe.details == "objects":
+        return {"object_layers": list(finer)}
+    return {"detail_layer": finer[0]}
 
 
 def train_model(
-    untrained: tuple[keras.Model, str, str | None], dataset: data.Dataset, recipe: Recipe, *,
+    untrained: tuple[keras.Model, dict], dataset: data.Dataset, recipe: Recipe, *,
     progress: Callable[[dict], None] = lambda entry: None,
 ) -> tuple[arcface.Training, FasterGradCAM]:
-    """Train what `build_network` built on the dataset's training part, then fit clusters to what it saw."""
-    network, layer, detail_layer = untrained
+    """Train what `build_network` built on the dataset's training part, then fit clusters to what it saw.
+
+    Objects are learnt from the photos as they are: what lies at their rim takes the place of rendered backgrounds.
+    """
+    network, layers = untrained
     settings = recipe.chosen_by_weights()
     how = {"seed": recipe.seed, "strength": settings["augmentation"]}
     backgrounds = augment.render_backgrounds(recipe.image_size, **how)
@@ -111,10 +133,12 @@ def train_model(
         network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale, margin=recipe.margin,
         backgrounds=backgrounds, evaluations=min(10, recipe.steps), seed=recipe.seed, progress=progress, **settings,
     )
-    seen = augment.views(dataset, backgrounds=backgrounds, **how)
+    if "object_layers" in layers:
+        seen = {"images": dataset.images[dataset.train]}
+    else:
+        seen = {"images": augment.views(dataset, backgrounds=backgrounds, **how), "backgrounds": backgrounds}
     faster = FasterGradCAM.fit(
-        training.network, seen, dataset.labels[dataset.train], dataset.class_names, layer=layer,
-        n_clusters=recipe.clusters, top_channels=recipe.top_channels, weighting=recipe.weighting,
-        detail_layer=detail_layer, backgrounds=backgrounds, seed=recipe.seed,
+        training.network, labels=dataset.labels[dataset.train], class_names=dataset.class_names, seed=recipe.seed,
+        n_clusters=recipe.clusters, top_channels=recipe.top_channels, weighting=recipe.weighting, **layers, **seen,
     )
     return training, faster

@@ -70,7 +70,7 @@ def page(file: str | os.PathLike, mode: str = "heatmap", *, packages: str = CDN)
     urls = {package: packages.format(package=package) for package in PACKAGES}
     turbo = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], heatmap.COLORMAP)[0, :, ::-1]  # (256, RGB)
     cells = metadata.get("cells")
-    projection = runtime.Explainer(file).projection if cells and tuple(cells["window"]) == heatmap.WHOLE else None
+    projection = runtime.Explainer(file).projection if cells and tuple(cells["window"]) == imaging.WHOLE else None
     settings = {
         "cells": None if projection is None else {"grid": cells["grid"], "projection": _base64(projection.tobytes())},
         "metadata": {name: metadata.get(name) for name in ("kind", "class_names", "image_size", "precision")},

@@ -4,7 +4,8 @@
 networks of keras.applications; `torchvision_nets` has two that are missing there. `graph` walks through the layers of
 any Keras network, `spatial` tells which of them give maps and of what part of the image, `scores` where its scores are;
 `guided` has the backward rule of guided backpropagation, `cams` the formulas of Grad-CAM's family. `cells` takes an
-embedding as a sum over cells. `files` and `model_folder` write what was trained.
+embedding as a sum over cells, `discriminant` tells objects from their surroundings. `files` and `model_folder` write
+what was trained.
 """
 
 # ruff: noqa: I001 - names side by side

@@ -7,6 +7,7 @@ cell, is what they give together.
 
 # ruff: noqa: I001 - names side by side
 import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -154,24 +155,25 @@ def _up_to_embedding(network, _):
 
 
 def read(
-    network: keras.Model, image: np.ndarray, *, layer: str | None = None, detail: tuple[str, np.ndarray] | None = None
+    network: keras.Model, image: np.ndarray, *, layer: str | None = None,
+    details: tuple[Sequence[str], Callable[..., np.ndarray]] | None = None,
 ) -> dict:
     """What the network says of an image, cell by cell: the fields of `similarity.Cells`.
 
     Args:
         image: uint8 (H, W, 3), or floats as the network wants them, of any size.
         layer: of the maps, if the embedding is no sum over the cells of the last ones.
-        detail: a layer and one weight for each of its channels, float32 (C',).
+        details: layers, and what makes of their maps (1, h, w, C) an outline (1, h', w').
     """
     tail, seen = linear_tail(network), see(network, image)
     layer = tail.layer if tail else layer or default_layer(network)
     check_layers(network, [layer])
     shown = window(network, layer, *seen.shape[1:3])
-    if detail and window(network, detail[0], *seen.shape[1:3]) != shown:
-        detail = None  # it shows another part of the image
-    layers = (layer, detail[0]) if detail else (layer,)
-    maps, *details = (array[0].numpy() for array in _maps_function(network, layers, structure(network))(seen))
-    outline = np.maximum(details[0] @ detail[1], 0) if detail else None
+    if details and window(network, details[0][0], *seen.shape[1:3]) != shown:
+        details = None  # they show another part of the image
+    layers = (layer, *details[0]) if details else (layer,)
+    (maps,), *finer = (array.numpy() for array in _maps_function(network, layers, structure(network))(seen))
+    outline = details[1](*finer)[0] if details else None
     if tail and tail.has_offset:
         maps = np.concatenate([maps, np.ones_like(maps[..., :1])], axis=-1)
     if tail and tail.projection is not None:

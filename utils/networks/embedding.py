@@ -34,7 +34,7 @@ class Backbone:
 
     build: Callable[..., keras.Model]
     default_layer: str  # in the original network the last layer at 1/16 of the image's resolution
-    detail_layer: str  # the last at 1/8
+    finer_layers: tuple[str, str]  # the last at 1/8 and the last at 1/4
     published_sizes: tuple[int, ...]  # Keras publishes ImageNet weights for these
 
 
@@ -59,15 +59,22 @@ def small_resnet(input_tensor, input_shape, alpha, include_top, weights):
 
 DEFAULT_LAYER = "block_13_expand_relu"
 BACKBONES = {
-    "small_resnet": Backbone(small_resnet, "stage_3_block_1_relu", "stage_2_block_1_relu", ()),
-    "mobilenet_v2": Backbone(applications.MobileNetV2, DEFAULT_LAYER, "block_6_expand_relu", (96, 128, 160, 192, 224)),
+    "small_resnet": Backbone(
+        small_resnet, "stage_3_block_1_relu", ("stage_2_block_1_relu", "stage_1_block_1_relu"), (),
+    ),
+    "mobilenet_v2": Backbone(
+        applications.MobileNetV2, DEFAULT_LAYER, ("block_6_expand_relu", "block_3_expand_relu"),
+        (96, 128, 160, 192, 224),
+    ),
     "mobilenet_v3_small": Backbone(
         functools.partial(applications.MobileNetV3Small, include_preprocessing=False),
-        "expanded_conv_8_expand_activation", "expanded_conv_3_expand_activation", (224,),
+        "expanded_conv_8_expand_activation",
+        ("expanded_conv_3_expand_activation", "expanded_conv_1_expand_relu"), (224,),
     ),
     "mobilenet_v3_large": Backbone(
         functools.partial(applications.MobileNetV3Large, include_preprocessing=False),
-        "expanded_conv_12_expand_activation", "expanded_conv_6_expand_activation", (224,),
+        "expanded_conv_12_expand_activation",
+        ("expanded_conv_6_expand_activation", "expanded_conv_3_expand_relu"), (224,),
     ),
 }
 
