@@ -3,8 +3,8 @@
     python tests/benchmarks/objects.py FOLDER ...                  # one folder a set, about five minutes each
     python tests/benchmarks/objects.py FOLDER ... --models MODELS  # keeps the models there and takes those it finds
 
-A set is a folder of classes with ``boxes.json``, {"class/file": [[x0, y0, x1, y1], ...]} in pixels, half open, and where
-masks are known ``masks/class/file.png``. By file order the first 60 % of each class train and the others are judged.
+A set is a folder of classes with ``boxes.json``, {"class/file": [[x0, y0, x1, y1], ...]} in pixels, half open, and
+where masks are known ``masks/class/file.png``. By file order the first 60 % of each class train, the others are judged.
 Box IoU is that of the map's own box with the nearest true one; pointing is whether the hottest pixel lies in one;
 deletion and insertion are asked of at most 60 photos. The centre knows nothing of the image.
 """
@@ -85,7 +85,7 @@ def measure(maps, boxes, masks):
             metrics.pixel_ap(heat[None], mask[None])[0] if mask is not None and mask.any() else np.nan,
         ])
         found.append([_iou([box.corners for box in heatmap.boxes(heat, t, n_boxes=50)], truth) for t in THRESHOLDS])
-    iou, pointing, in_box, ap = np.nanmean(rows, axis=0) if np.isfinite(rows).all() else _means(rows)
+    iou, pointing, in_box, ap = _means(rows)
     accuracy = np.mean([(np.array(found) >= least).mean(axis=0).max() for least in MIN_IOUS])
     return {"box IoU": iou, "MaxBoxAccV2": accuracy, "pointing": pointing, "heat in box": in_box, "pixel AP": ap}
 
