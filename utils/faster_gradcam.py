@@ -236,7 +236,7 @@ class FasterGradCAM:
         return heatmap.normalise_and_resize(raw_maps, *self.input_size, window=self.window)
 
     def outline(self, maps: np.ndarray, *finer: np.ndarray) -> np.ndarray:
-        """What sharpens √M: F of the detail layer, √F of the object layers. Maps of all `layers` → float32 (N, h', w')."""
+        """What sharpens √M, (N, h', w'), of all `layers`' maps: F of the detail layer, or √F of the object layers."""
         if self.discriminant:
             return np.sqrt(self.discriminant([maps, *finer]))
         return np.maximum(finer[0] @ self.detail_weights, 0)

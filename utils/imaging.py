@@ -25,6 +25,7 @@ BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"
 SYSTEM = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "lost+found", "thumbs.db", "desktop.ini"}  # leave these
 MASK_FOLDERS = {"masks", "ground_truth"}
 MASK_NAME = re.compile(r"^(mask|gt)[-_ .]|[-_ .](masks?|gt|labels?|seg(mentation)?|ground_?truth)$")  # of x_mask
+WHOLE = (0.0, 1.0, 0.0, 1.0)  # of an image: top, bottom, left, right
 EXPECTED = "expected uint8 RGB of shape (N, H, W, 3) or (H, W, 3)"
 
 

@@ -208,15 +208,3 @@ def test_nothing_is_unpickled(tmp_path, index):
     np.savez(part, embeddings=np.array([print], object), records=np.zeros(3, np.uint8))
     with pytest.raises(ValueError, match="The index is damaged"):
         image_index.read(place)
-
-
-def test_more_than_numpy_is_meant_for(monkeypatch, rng):
-    pytest.importorskip("usearch", reason="usearch, an optional package, is not installed")
-    vectors = rng.standard_normal((3000, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = image_index.Index(HANDS, "", [{"name": str(i)} for i in range(3000)], vectors)
-    exact = [index.nearest(vector, 10) for vector in vectors[:50]]
-    monkeypatch.setattr(image_index, "MANY", 1000)
-    near = [index.nearest(vector, 10) for vector in vectors[:50]]
-    shared = [len({name for _, name in a} & {name for _, name in b}) for a, b in zip(exact, near, strict=True)]
-    assert np.mean(shared) / 10 >= 0.99

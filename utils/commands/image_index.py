@@ -24,7 +24,6 @@ from utils.runtime import Explainer
 FORMAT, ABOUT, PARTS = 1, "index.json", "parts"
 PART_SIZE = 500  # images of a part
 READERS, AHEAD = 2, 8  # threads that read, and images that wait for the network
-MANY = 1_000_000  # embeddings: more are left to usearch, if it is installed
 BLOCK = 1024  # rows of the table of all similarities at a time
 
 
@@ -46,10 +45,6 @@ class Index:
 
     def nearest(self, unit: np.ndarray, top: int) -> list[tuple[float, str]]:
         """Cosine and name of the images most similar to a unit embedding float32 (D,), the best first."""
-        if len(self.records) > MANY:
-            found = _neighbours(self.embeddings, unit, top)
-            if found is not None:
-                return [(float(self.embeddings[i] @ unit), self.records[i]["name"]) for i in found]
         scores = self.embeddings @ unit
         top = min(top, len(scores))
         best = np.argpartition(-scores, top - 1)[:top]
@@ -62,17 +57,6 @@ class Index:
             table = self.embeddings[start : start + BLOCK] @ self.embeddings[start:].T
             for i, j in zip(*np.nonzero(np.triu(table, 1) >= above), strict=True):
                 yield float(table[i, j]), self.records[start + i]["name"], self.records[start + j]["name"]
-
-
-def _neighbours(embeddings, unit, top):
-    """Places of the most similar ones as usearch finds them; None where that is not installed."""
-    try:
-        from usearch.index import Index as Graph
-    except ModuleNotFoundError:
-        return None
-    graph = Graph(ndim=embeddings.shape[1], metric="ip", dtype="f32", expansion_search=max(256, 8 * top))
-    graph.add(np.arange(len(embeddings)), embeddings)
-    return graph.search(unit, top).keys.tolist()
 
 
 def read(place: Path) -> Index:

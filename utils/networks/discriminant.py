@@ -69,8 +69,9 @@ class Discriminant:
     @classmethod
     def of(cls, arrays: dict[str, np.ndarray]) -> "Discriminant | None":
         """The one in these `arrays`; None where there is none."""
-        names = sorted(name for name in arrays if name.startswith("object_weights_"))
-        return cls(tuple(arrays[name] for name in names), float(arrays["object_bias"])) if names else None
+        n_layers = sum(name.startswith("object_weights_") for name in arrays)
+        weights = tuple(arrays[f"object_weights_{i}"] for i in range(n_layers))
+        return cls(weights, float(arrays["object_bias"])) if weights else None
 
 
 def rim(height: int, width: int) -> np.ndarray:
