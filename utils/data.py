@@ -33,6 +33,7 @@ JANKEN_URL = f"https://github.com/karaage0703/janken_dataset/archive/{JANKEN_COM
 JANKEN_SHA256 = "d89d1b52741814c5be6f7da282dd05e2c38949fd42ebf7c5d7100c6cd26a38ac"  # of the 167 photos, see _digest
 JANKEN_CLASSES = hands.GESTURES  # choki, gu, pa
 JANKEN_MAX_BYTES = 200_000_000  # the real archive holds 5 MB
+BOXES = "boxes.json"  # beside the classes: where their objects are
 TIMEOUT = 30  # seconds without a byte from the server
 
 
@@ -173,7 +174,7 @@ def _list_photos(folder: Path, left_out: list[Path] | None = None) -> dict[str, 
     found = imaging.entries(folder)
     classes = sorted(path for path in found if path.is_dir() and path.name.lower() not in imaging.MASK_FOLDERS)
     if left_out is not None:
-        left_out += [path for path in found if path not in classes and path.name != "masks"]
+        left_out += [path for path in found if path not in classes and path.name not in ("masks", BOXES)]
     if len(classes) < 2:
         found = f"one class, {classes[0].name}" if classes else "no sub-folder of photos"
         raise ValueError(f"{folder} holds {found}, expected at least two classes, each a sub-folder of photos.")

@@ -22,9 +22,20 @@ WEIGHTINGS = {  # of the clusters; those that a model can have are measured
     "clusters, contrast": ("contrast", None, False),
     "clusters, contrast, details": ("contrast", None, True),
 }
+
+
+def box_iou(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Intersection over union of each map's `heatmap.box` and the box round the mask; NaN if that is empty."""
+    shown, result = masks.any(axis=(1, 2)), np.full(len(masks), np.nan)
+    found = np.array([heatmap.box(heat) or (0, 0, 0, 0) for heat in heatmaps[shown]]).reshape(-1, 4)
+    result[shown] = metrics.box_iou(found, metrics.mask_boxes(masks[shown]))
+    return result
+
+
 LOCALISATION = {
-    "heat in mask": metrics.heat_in_mask, "pointing game": metrics.pointing_game, "best IoU": metrics.best_iou,
-    "pixel AP": metrics.pixel_ap, "PxAP": metrics.pxap, "MaxBoxAccV2": metrics.max_box_acc_v2,
+    "box IoU": box_iou, "heat in mask": metrics.heat_in_mask, "pointing game": metrics.pointing_game,
+    "best IoU": metrics.best_iou, "pixel AP": metrics.pixel_ap, "PxAP": metrics.pxap,
+    "MaxBoxAccV2": metrics.max_box_acc_v2,
 }
 
 
@@ -38,7 +49,8 @@ def heat_maps(faster: FasterGradCAM, images: np.ndarray, seed: int = 0) -> dict[
     explanation = faster.explain(images)
     seen, shape = explanation.clusters >= 0, images.shape[1:3]
     classifier, layer = faster.classifier(), faster.meta["layer"]
-    maps = {
+    maps = {"centre Gaussian": np.repeat(metrics.centre_gaussian(*shape)[None], len(images), axis=0)}
+    maps |= {
         name: gradcam.explain(classifier, images, layer=layer, targets=explanation.labels, method=method)
         for name, method in GRADIENTS.items()
     }
@@ -47,7 +59,6 @@ def heat_maps(faster: FasterGradCAM, images: np.ndarray, seed: int = 0) -> dict[
         if not no_contrast and (faster.has_details or not detail):
             own = faster.reweighted(weighting=weighting, top_channels=top_channels, detail=detail)
             maps[name] = own.explain(images).heatmaps
-    maps["centre Gaussian"] = np.repeat(metrics.centre_gaussian(*shape)[None], len(images), axis=0)
     noise = np.random.default_rng(seed).random((len(images), *faster.network.outputs[0].shape[1:3]), np.float32)
     maps["random map"] = heatmap.normalise_and_resize(noise, *shape)
     return {name: np.where(seen[:, None, None], heat, 0) for name, heat in maps.items()}

@@ -78,11 +78,12 @@ def join_sources(sources: list[data.Dataset], recipe: Recipe) -> data.Dataset:
 
 
 def with_details(recipe: Recipe, sources: list[data.Dataset]) -> Recipe:
-    """The recipe with "auto" replaced by the details that suit the sources."""
+    """The recipe with "auto" replaced by the details that suit the sources, and the size of the maps."""
     if recipe.details != "auto":
         return recipe
+    has_rim = recipe.image_size >= 3 * recipe.output_stride
     known = recipe.detail_layer or all(source.masks is not None for source in sources)
-    return replace(recipe, details="layer" if known else "objects")
+    return replace(recipe, details="objects" if has_rim and not known else "layer")
 
 
 def build_network(recipe: Recipe) -> tuple[keras.Model, dict]:
