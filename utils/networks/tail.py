@@ -65,7 +65,8 @@ class ExplanationTail(keras.layers.Layer):
             return tf.nn.relu(tf.reduce_sum(finer[0] * tf.constant(self.detail_weights), axis=-1))
         odds = self.discriminant.bias
         for layer, weights, resize in zip((maps, *finer), self.discriminant.weights, self.resizes, strict=True):
-            odds += _resized(tf.reduce_sum(layer * tf.constant(weights), axis=-1), resize)
+            z = tf.nn.conv2d(layer, tf.constant(weights[None, None, :, None]), 1, "SAME")[..., 0]  # a constant kernel
+            odds += _resized(z, resize)
         return tf.sqrt(tf.nn.relu(odds) + tf.math.log(1 + tf.exp(-tf.abs(odds))))
 
 
