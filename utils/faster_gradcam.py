@@ -204,22 +204,22 @@ class FasterGradCAM:
         resized = imaging.resize(images, *self.input_size)
         maps, embeddings, *finer = networks.forward(self.network, resized, batch_size=batch_size)
         embeddings = _unit(embeddings)
-        scores = embeddings @ self.prototypes
-        labels = scores.argmax(axis=1)
-        clusters = self._nearest(embeddings, labels)
+        scores, labels, clusters = self._find(embeddings)
         heatmaps = imaging.resize(self.heat_maps(clusters, maps, *finer), height, width)
         return Explanation(
             labels=labels, class_names=self.class_names, scores=scores, heatmaps=heatmaps, clusters=clusters,
             embeddings=embeddings,
         )
 
-    def _nearest(self, embeddings, labels):
-        """Of unit embeddings (N, D) the nearest cluster of their class, int (N,); -1 where that has none."""
+    def _find(self, embeddings):
+        """Of unit embeddings (N, D) the scores (N, K), the label and the nearest cluster of that; -1 if it has none."""
+        scores = embeddings @ self.prototypes
+        labels = scores.argmax(axis=1)
         # ‖ê − m‖² = 1 − 2 ê·m + ‖m‖², and the 1 does not change which is nearest.
         centroids = self.clusters.centroids
         distances = (centroids**2).sum(axis=1) - 2 * embeddings @ centroids.T  # (N, M)
         distances[labels[:, None] != self.clusters.classes] = np.inf
-        return np.where(np.isinf(distances).all(axis=1), -1, distances.argmin(axis=1))
+        return scores, labels, np.where(np.isinf(distances).all(axis=1), -1, distances.argmin(axis=1))
 
     def heat_maps(self, clusters: np.ndarray, maps: np.ndarray, *finer: np.ndarray) -> np.ndarray:
         """The formula alone: heat maps float32 (N, H, W) in [0, 1], of the network's image size.
@@ -251,9 +251,7 @@ class FasterGradCAM:
         """Of images of the network's size, a batch at a time, all layers' maps and the heat of the coarse one."""
         for i in range(0, len(images), gradcam.BATCH_SIZE):
             maps, embeddings, *finer = networks.forward(self.network, images[i : i + gradcam.BATCH_SIZE])
-            embeddings = _unit(embeddings)
-            clusters = self._nearest(embeddings, (embeddings @ self.prototypes).argmax(axis=1))
-            yield [maps, *finer], self._coarse(clusters, maps)
+            yield [maps, *finer], self._coarse(self._find(_unit(embeddings))[2], maps)
 
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K): what exact Grad-CAM differentiates, with this explainer's prototypes."""
@@ -313,19 +311,17 @@ class FasterGradCAM:
         else:
             network = keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True)
             network.spec = None
-        told_apart = Discriminant.of(arrays)
-        of_layers = [arrays["detail_weights"]] if "detail_weights" in arrays else []
-        of_layers = [arrays["mean_weights"], *(told_apart.weights[1:] if told_apart else of_layers)]
+        discriminant, detail_weights = Discriminant.of(arrays), arrays.get("detail_weights")
+        finer = discriminant.weights[1:] if discriminant else [] if detail_weights is None else [detail_weights]
         fits = len(meta["class_names"]) == arrays["prototypes"].shape[1]
         n_channels = [maps.shape[-1] for maps in (network.outputs[0], *network.outputs[2:])]
-        if not fits or n_channels != [weights.shape[-1] for weights in of_layers]:
+        if not fits or n_channels != [weights.shape[-1] for weights in (arrays["mean_weights"], *finer)]:
             file = folder / model_folder.META_FILE
             raise ValueError(f"{file} belongs to another model: its class names or its layer do not fit.")
         return cls(
             network, meta["class_names"], prototypes=arrays["prototypes"],
             clusters=Clusters(arrays["centroids"], arrays["cluster_classes"], arrays["mean_weights"]),
-            contrast=arrays.get("contrast"), detail_weights=arrays.get("detail_weights"), meta=meta,
-            discriminant=told_apart,
+            contrast=arrays.get("contrast"), detail_weights=detail_weights, discriminant=discriminant, meta=meta,
         )
 
 
@@ -427,9 +423,9 @@ def _cluster_by_class(harvest, labels, *, n_clusters, seed):
 
 
 def _features(classifier, layers, embedding, *, name):
-    """The network images → [maps of the first layer, embedding, maps of the detail layer if there is one]."""
-    first, *detail = (networks.get_layer(classifier, layer).output for layer in layers)
-    return networks.wrap(classifier.inputs[0], [first, embedding, *detail], like=classifier, name=name)
+    """The network images → [maps of the first layer, embedding, maps of the finer ones]."""
+    first, *finer = (networks.get_layer(classifier, layer).output for layer in layers)
+    return networks.wrap(classifier.inputs[0], [first, embedding, *finer], like=classifier, name=name)
 
 
 def _unit(vectors, axis=-1):

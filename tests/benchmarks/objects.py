@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from utils import gradcam, heatmap, imaging, metrics  # noqa: E402
+from utils.commands.truth import cover  # noqa: E402
 from utils.faster_gradcam import FasterGradCAM  # noqa: E402
 from utils.metrics import faithfulness  # noqa: E402
 
@@ -76,8 +77,7 @@ def measure(maps, boxes, masks):
         if not len(truth):
             continue
         inside = np.zeros(heat.shape, bool)
-        for x0, y0, x1, y1 in truth.round().astype(int):
-            inside[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
+        cover(inside, truth)
         corners = heatmap.box(heat)
         rows.append([
             _iou([corners], truth) if corners else 0, metrics.pointing_game(heat[None], inside[None])[0],

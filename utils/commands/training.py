@@ -101,9 +101,7 @@ def build_network(recipe: Recipe) -> tuple[keras.Model, dict]:
     weights = None if recipe.weights == "none" else recipe.weights
     network = networks.embedding_network(spec, weights=weights, seed=recipe.seed)
     layers = {"layer": recipe.layer or networks.default_layer(network)} | _finer_layers(recipe)
-    networks.check_layers(network, [layers["layer"], *layers.get("object_layers", ())])
-    if "detail_layer" in layers:
-        networks.check_layers(network, [layers["detail_layer"]])
+    networks.check_layers(network, keras.tree.flatten(layers))
     return network, layers
 
 

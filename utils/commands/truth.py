@@ -30,18 +30,22 @@ def boxed(folder: Path, dataset: data.Dataset) -> np.ndarray | None:
     for mask, name in zip(covered, dataset.names, strict=True):
         own = boxes.get(name, ())
         if len(own):
-            _cover(mask, own, imaging.read_image(folder / name).shape[:2], f"{file}: {name}")
+            _check_and_cover(mask, own, imaging.read_image(folder / name).shape[:2], f"{file}: {name}")
     return covered
 
 
-def _cover(mask, boxes, size, name):
+def _check_and_cover(mask, boxes, size, name):
     """Set the boxes of an image of this size to True in its mask (S, S)."""
     height, width = size
     inside = (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= (width, height)).all()
     if not inside or not (boxes[:, :2] < boxes[:, 2:]).all():
         raise ValueError(f"{name} has {width} x {height} pixels. Received: a box that does not lie inside, or is empty")
-    scaled = boxes * (np.tile(mask.shape[::-1], 2) / (width, height, width, height))
-    for x0, y0, x1, y1 in scaled.round().astype(int).tolist():
+    cover(mask, boxes * (np.tile(mask.shape[::-1], 2) / (width, height, width, height)))
+
+
+def cover(mask: np.ndarray, boxes: np.ndarray) -> None:
+    """Set boxes float (n, 4) in pixels of a mask bool (H, W) to True in it, each at least one pixel."""
+    for x0, y0, x1, y1 in boxes.round().astype(int).tolist():
         mask[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
 
 
