@@ -196,3 +196,11 @@ def test_data_that_cannot_train(change, sentence):
 def test_training_settings_out_of_range(settings):
     with pytest.raises(ValueError, match="Received: steps="):
         arcface.train(toy_network(), toy_dataset(), **settings)
+
+
+def test_a_training_goes_on_from_known_prototypes():
+    """At learning rate 0 they stay as they are."""
+    known = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    how = {"steps": 1, "batch_size": 4, "evaluations": 1, "learning_rate": 0.0}
+    training = arcface.train(toy_network(), toy_dataset(), prototypes=known, **how)
+    np.testing.assert_array_equal(training.network.layers[-1].get_weights()[0], known)

@@ -173,3 +173,19 @@ def test_batches_hold_every_class_equally_often_but_none_half_as_often(names, ba
     dataset = data.Dataset(images, labels, names, None, labels, np.array([], int), names)
     drawn = [classes for _, classes in draw(dataset, labels, batch_size=batch_size, steps=steps, strength=0.0)]
     assert np.bincount(np.concatenate(drawn)).tolist() == counts
+
+
+def test_robust_puts_bars_of_its_own_colours_behind_an_object(hand, rng, monkeypatch):
+    monkeypatch.setattr(augment, "SAME_BLURRED", 0)
+    monkeypatch.setattr(augment, "BARS", 1)
+    monkeypatch.setattr(camera, "CHANCE", 0)
+    monkeypatch.setattr(camera, "CHANCES", (0,) * len(camera.CHANCES))
+    image, mask = hand
+    image[~mask], image[mask] = (255, 0, 0), (0, 255, 0)
+    blue = np.full((1, 40, 40, 3), (0, 0, 255), np.uint8)
+
+    def green(robust):
+        results = [augment.augment(image, mask, backgrounds=blue, rng=rng, robust=robust) for _ in range(20)]
+        return np.mean([result[..., 1] > 60 for result in results])
+
+    assert green(robust=True) > 1.3 * green(robust=False)

@@ -14,6 +14,7 @@ from utils.runtime import softmax
 
 ops = keras.ops
 
+EVERY = 10  # steps: how often weights go into their mean
 FEW = 100  # training images of a class and source; of fewer, holding some out costs more than it tells
 
 
@@ -113,8 +114,9 @@ class Training:
 
 def train(
     network: keras.Model, dataset: data.Dataset, *, steps: int = 400, batch_size: int = 32, learning_rate: float = 2e-4,
-    scale: float = 30.0, margin: float = 0.3, augmentation: float = 1.0, backgrounds: np.ndarray | None = None,
-    evaluations: int = 10, seed: int = 0, progress: Callable[[dict], None] = lambda entry: None,
+    scale: float = 30.0, margin: float = 0.3, augmentation: float = 1.0, robust: bool = False,
+    backgrounds: np.ndarray | None = None, prototypes: np.ndarray | None = None, evaluations: int = 10, seed: int = 0,
+    average: int = 0, progress: Callable[[dict], None] = lambda entry: None,
 ) -> Training:
     """Train an embedding network in place with ArcFace, on the dataset's training images only.
 
@@ -129,7 +131,10 @@ def train(
         steps: number of gradient steps.
         scale, margin: of `ArcFace`.
         augmentation: strength of the random change, 0 (mirroring only) to 1 (see `utils.augment`).
+        robust: against other rooms and cameras (see `augment.augment`).
         backgrounds: what objects are put in front of, uint8 (B, S, S, 3); None: `augment.render_backgrounds`.
+        prototypes: float32 (D, K) to start from, of a model whose training goes on; None: random ones.
+        average: keep the exponential mean of the weights of about as many last steps; 0: the weights themselves.
         evaluations: how often the held-out images are looked at on the way.
         progress: called after each evaluation with the newest entry of the history.
 
@@ -150,16 +155,19 @@ def train(
         backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed=seed, strength=augmentation)
     head = ArcFace(len(dataset.class_names), scale=scale, margin=margin, name="arcface")
     scores, trainer = _models(network, head)
+    if prototypes is not None:
+        head.set_weights([prototypes])
     _compile(trainer, learning_rate, steps)
     fitted, held_out = _split(dataset, seed)
-    how = {"batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation}
+    how = {"batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation, "robust": robust}
     batches = augment.batches(dataset, fitted, backgrounds=backgrounds, **how)
 
     def evaluate():
         return _validate(networks.forward(scores, dataset.images[held_out]), dataset.labels[held_out], scale)
 
     look_at = np.linspace(0, steps, evaluations + 1).round().astype(int)[1:]
-    history, best, interrupted = _run(scores, trainer, batches, evaluate, look_at=look_at, progress=progress)
+    how = {"look_at": look_at, "average": average, "progress": progress}
+    history, best, interrupted = _run(scores, trainer, batches, evaluate, **how)
     if best is None and not interrupted:
         raise ValueError(f"The training diverged; take a lower learning rate. Received: {learning_rate!r}")
     if best is not None:
@@ -199,24 +207,36 @@ class _Best(NamedTuple):
     weights: list[np.ndarray]
 
 
-def _run(scores, trainer, batches, evaluate, *, look_at, progress):
+def _run(scores, trainer, batches, evaluate, *, look_at, average, progress):
     """Train on the batches; returns the history, the `_Best` (None if there is none), and whether Ctrl-C came."""
-    start, losses, history, best = time.perf_counter(), [], [], None
+    start, losses, history, best, mean = time.perf_counter(), [], [], None, None
     try:
         for step, (images, labels) in enumerate(batches, 1):
             losses.append(trainer.train_on_batch([images, labels], labels))
+            if average and step % EVERY == 0:
+                mean = _blend(mean, scores.get_weights(), min(1, EVERY / min(average, step)))
             if step not in look_at:
                 continue
+            newest = scores.get_weights()
+            scores.set_weights(mean or newest)
             history.append({"loss": float(np.mean(losses))} | evaluate() | repro.pace(step, look_at[-1], start))
             losses.clear()
             # By loss, which a few confident errors dominate, early weights win, and they generalise worse.
             entry, bar = history[-1], best.entry["validation_accuracy"] if best else 0
             if np.isfinite(entry["validation_loss"]) and entry["validation_accuracy"] >= bar:
-                best = _Best(entry, scores.get_weights())
+                best = _Best(entry, mean or newest)
+            scores.set_weights(newest)
             progress(history[-1])
     except KeyboardInterrupt:
         return history, best, True
     return history, best, False
+
+
+def _blend(mean, weights, share):
+    """The mean weights with a share of new ones; without a mean the new ones."""
+    if mean is None:
+        return weights
+    return [(1 - share) * old + share * new for old, new in zip(mean, weights, strict=True)]
 
 
 def _models(network, head):

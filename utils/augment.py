@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from utils import data, imaging
+from utils.render import backgrounds as surroundings
 from utils.render import camera, hands
 
 HIDDEN = 0.2  # share of the class *none* that shows objects of the other classes, blurred away
@@ -27,6 +28,7 @@ GAMMA = 0.5  # of its logarithm, either way
 SAME_BLURRED = 0.35  # probability that a part of the object is left in the picture and all else blurred away
 WIDER = (0.0, 0.1)  # of the image's side: how far about a hidden object all is blurred away
 LEFT = (0.4, 0.9)  # of the width and height of an object, what is left then
+BARS = 0.33  # probability of bars behind an object, if robust
 N_BACKGROUNDS = 300  # rendered once a training; each use flips and turns one of them anew
 
 
@@ -38,7 +40,7 @@ def render_backgrounds(image_size: int, *, seed: int, strength: float = 1.0) -> 
 
 def augment(
     image: np.ndarray, mask: np.ndarray | None, *, backgrounds: np.ndarray, rng: np.random.Generator,
-    strength: float = 1.0, hidden: bool = False,
+    strength: float = 1.0, hidden: bool = False, robust: bool = False,
 ) -> np.ndarray:
     """One random variation of one image.
 
@@ -50,6 +52,8 @@ def augment(
         strength: of the change in geometry, light and camera, and probability of a new background, 0 to 1.
             Mirrored is every second image at any strength.
         hidden: blur the object away, where its mask is known: what is left does not show its class any more.
+        robust: against other rooms and cameras: `backgrounds.bars` in colours of skin now and then, behind an object in
+            its own, and `camera.other_camera`.
 
     Returns:
         float32 (S, S, 3), values 0..255.
@@ -65,11 +69,15 @@ def augment(
         background = np.rot90(backgrounds[rng.integers(len(backgrounds))], rng.integers(4))
         if cut_out and not hidden and rng.random() < SAME_BLURRED:
             background, mask = imaging.blur_away(image), _part_of(mask, rng)
+        if robust and rng.random() < BARS:
+            background = surroundings.bars(background, _colours(image, mask, rng), rng)
         image = _relight(image, rng, strength / 2)  # hand and room each have a light of their own
         image = replace_background(image, mask > 0, background)
     if hidden and known:
         image = replace_background(imaging.blur_away(image), _about(mask, rng), image)
     image = _relight(image, rng, strength)
+    if robust:
+        image = camera.other_camera(image, rng=rng, strength=strength)
     return camera.spoil(image, backgrounds, rng=rng, strength=strength).astype(np.float32)
 
 
@@ -92,6 +100,12 @@ def replace_background(image: np.ndarray, mask: np.ndarray, background: np.ndarr
     return np.round(opacity * image + (1 - opacity) * background).astype(np.uint8)
 
 
+def _colours(image, mask, rng):
+    """Some colours of the object; where there is none, of some skin: (n, 3), n at most 3."""
+    own = image[mask > 0]
+    return hands.skin_colours(rng) if not len(own) else own[rng.integers(len(own), size=3)]
+
+
 def _part_of(mask, rng):
     """An ellipse somewhere in the object's box: uint8 (S, S)."""
     x, y, *box = cv2.boundingRect(mask)
@@ -107,16 +121,18 @@ def _about(mask, rng):
     return cv2.dilate(mask, np.ones((width, width), np.uint8)) > 0
 
 
-def views(dataset: data.Dataset, *, backgrounds: np.ndarray, seed: int, strength: float = 1.0) -> np.ndarray:
+def views(
+    dataset: data.Dataset, *, backgrounds: np.ndarray, seed: int, strength: float = 1.0, robust: bool = False
+) -> np.ndarray:
     """One random variation of each training image, uint8 (N, S, S, 3): as the network saw it."""
-    how = {"backgrounds": backgrounds, "rng": np.random.default_rng(seed), "strength": strength}
+    how = {"backgrounds": backgrounds, "rng": np.random.default_rng(seed), "strength": strength, "robust": robust}
     masks = [None] * len(dataset.images) if dataset.masks is None else dataset.masks
     return np.stack([augment(dataset.images[i], masks[i], **how).astype(np.uint8) for i in dataset.train])
 
 
 def batches(
     dataset: data.Dataset, indices: np.ndarray, *, batch_size: int, steps: int, backgrounds: np.ndarray,
-    seed: int, strength: float = 1.0,
+    seed: int, strength: float = 1.0, robust: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Draw augmented batches for a training.
 
@@ -127,7 +143,7 @@ def batches(
     Args:
         indices: int (M,), the images of the dataset to draw from.
         backgrounds: as of `render_backgrounds`.
-        strength: as of `augment`.
+        strength, robust: as of `augment`.
 
     Yields:
         ``steps`` pairs of images float32 (batch_size, S, S, 3), values 0..255, and labels int32 (batch_size,).
@@ -149,7 +165,7 @@ def batches(
             chosen.append(rng.choice(hideable if hide else parts[rng.integers(len(parts))]))
         for i, hide in zip(chosen, hidden, strict=True):
             mask = None if dataset.masks is None else dataset.masks[i]
-            how = {"backgrounds": backgrounds, "rng": rng, "strength": strength, "hidden": hide}
+            how = {"backgrounds": backgrounds, "rng": rng, "strength": strength, "hidden": hide, "robust": robust}
             images.append(augment(dataset.images[i], mask, **how))
         return np.stack(images), labels.astype(np.int32)
 

@@ -171,7 +171,7 @@ def test_a_classifier_keeps_the_aspect(name, tmp_path, capsys, rng):
         (["train", *SYNTHETIC, "--out", "m", *TINY, "--layer", "x"], "choose one of"),
         (["train", *SYNTHETIC, "--out", "m", *TINY, "--weights", "no.h5"], "No weights file no.h5"),
         (["train", *SYNTHETIC, "--out", "m", *TINY, "--alpha", "0"], "must be positive"),
-        (["train", *SYNTHETIC, "--out", "m", *TINY, "--variety", "2"], "variety must lie in"),
+        (["train", *SYNTHETIC, "--out", "m", *TINY, "--variety", "3"], "variety must lie in"),
         (["explain", "nowhere.jpg", "--out", "o"], "no file nowhere.jpg"),
         (["explain", ".", "--out", "o"], "no image file in"),
         (["explain", ".", "--out", "o", "--keep-aspect"], "--keep-aspect needs --network"),

@@ -214,3 +214,19 @@ def test_finer_layers_are_the_last_of_their_resolution(backbone):
     sides = {layer.name: layer.output.shape[1] for layer in network.layers if len(layer.output.shape) == 4}
     last = {side: name for name, side in sides.items()}
     assert networks.BACKBONES[backbone].finer_layers == (last[96 // 8], last[96 // 4])
+
+
+def test_a_training_goes_on_with_the_weights_and_the_frozen_layers_of_the_one_before(tmp_path):
+    published = networks.BACKBONES["mobilenet_v2"].build(
+        input_shape=(96, 96, 3), alpha=0.35, include_top=False, weights=None
+    )
+    published.save_weights(tmp_path / "mine.weights.h5")
+    spec = Spec(**SMALL, output_stride=8)
+    first = networks.embedding_network(spec, tmp_path / "mine.weights.h5", seed=5)
+    second = networks.embedding_network(spec, seed=6)
+    networks.continue_from(second, first)
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [layer.trainable for layer in first.layers] == [layer.trainable for layer in second.layers]
+    with pytest.raises(ValueError, match="Expected a trained network of"):
+        networks.continue_from(second, built())

@@ -264,7 +264,7 @@ def test_the_number_of_threads_does_not_matter(monkeypatch):
     assert np.array_equal(images, again) and np.array_equal(masks, masks_again)
 
 
-@pytest.mark.parametrize("variety", [0, -0.5, 1.5, float("nan")])
+@pytest.mark.parametrize("variety", [0, -0.5, 2.5, float("nan")])
 def test_bad_variety(variety):
     for call in (
         lambda: hands.render_hand("gu", np.random.default_rng(0), variety=variety),
@@ -291,3 +291,44 @@ def test_bad_size(size):
     ):
         with pytest.raises(ValueError, match="Received: "):
             call()
+
+
+def test_rare_hands_have_masks_as_exact_as_the_usual_ones(studio):
+    """In front of green, and without sleeves: what is not green is skin."""
+    images, masks = hands.render_hands([*hands.GESTURES] * 8, 160, seed=7, variety=2.0)
+    skin = images[..., 1] < images[..., 0]
+    assert np.mean(skin == masks, axis=(1, 2)).min() > 0.97
+    assert masks.mean((1, 2)).min() > 0.03 and masks.mean((1, 2)).max() < 0.9
+
+
+def test_rare_hands_leave_the_others_as_they_are():
+    usual, some, all_rare = (hands.render_hands(["pa"] * 12, seed=3, variety=variety)[0] for variety in (1.0, 1.5, 2.0))
+    assert not np.array_equal(some, all_rare) and not np.array_equal(usual, all_rare)
+    assert np.array_equal(some, hands.render_hands(["pa"] * 12, seed=3, variety=1.5)[0])
+
+
+def test_rare_papers_have_their_fingers_together():
+    spreads = [np.ptp(hand_pose._rare_pose("pa", np.random.default_rng(i))[1]) for i in range(40)]
+    usual = [np.ptp(hand_pose._sample_pose("pa", np.random.default_rng(i))[1]) for i in range(40)]
+    assert np.median(spreads) < 0.6 * np.median(usual)
+
+
+def test_bars_are_as_wide_as_fingers_and_of_the_given_colours():
+    wall, red = np.zeros((96, 96, 3), np.uint8), np.array([[200, 0, 0]])
+    for seed in range(10):
+        picture = backgrounds.bars(wall, red, np.random.default_rng(seed))
+        assert picture.shape == wall.shape and picture.dtype == np.uint8 and not picture[..., 1:].any()
+        rows = [row for row in picture[..., 0].astype(int) if row.max() > 30]
+        edges = [np.count_nonzero(np.diff(row > row.max() / 2) != 0) for row in rows]
+        assert rows and max(edges) <= 2 * 96 / (0.75 * backgrounds.BAR_WIDTH[0] * 96)
+        assert np.array_equal(picture, backgrounds.bars(wall, red, np.random.default_rng(seed)))
+
+
+def test_another_camera_changes_colours_and_sharpness_but_nothing_at_strength_0():
+    image = hands.render_hands(["gu"], seed=1)[0][0]
+    same = camera.other_camera(image, rng=np.random.default_rng(0), strength=0.0)
+    assert np.array_equal(same, image)
+    others = [camera.other_camera(image, rng=np.random.default_rng(seed)) for seed in range(30)]
+    assert all(other.shape == image.shape and other.dtype == np.uint8 for other in others)
+    colourful = [np.ptp(other.astype(int), axis=-1).mean() for other in others]
+    assert min(colourful) < 0.5 * np.ptp(image.astype(int), axis=-1).mean() < max(colourful)

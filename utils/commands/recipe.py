@@ -20,14 +20,16 @@ class Recipe:
     data: tuple[str, ...] = ()  # sources, in a saved recipe without their folders
     none: bool = option(False, "add rendered backgrounds as the class none", group="data")
     n_images: int = option(1200, "number of rendered hands", group="data")
-    variety: float = option(1.0, "how much rendered hands differ, 0..1", group="data")
+    variety: float = option(1.0, "how much rendered hands differ, 0..2; above 1: share of rare poses", group="data")
     image_size: int = option(96, "side of the network's input in pixels", group="network")
     backbone: str = option("mobilenet_v2", "network to start from", choices=BACKBONES, group="network")
     alpha: float = option(1.0, "width of the backbone, as a factor", group="network")
     output_stride: int = option(16, "pixels per cell of the last maps", choices=(8, 16, 32), group="network")
     last_layer: str | None = option(None, "layer to cut the backbone after (default: its last)", group="network")
     embedding_size: int = option(128, "number of values in an embedding", group="network")
-    weights: str = option("imagenet", "imagenet, none (from scratch) or a weights file", group="network")
+    weights: str = option(
+        "imagenet", "imagenet, none (from scratch), a weights file, or a model folder, to go on", group="network"
+    )
     steps: int = option(400, "number of gradient steps", group="training")
     batch_size: int = option(32, "images per step", group="training")
     learning_rate: float | None = option(None, "size of a step (default: 2e-4, from scratch 3e-3)", group="training")
@@ -36,6 +38,11 @@ class Recipe:
     augmentation: float | None = option(
         None, "strength of random change, 0..1 (default: 1, from scratch 0.2)", group="training"
     )
+    robust: bool = option(
+        False, "vary rooms and cameras more: bars in the object's colours behind it, other colours and sharpness",
+        group="training",
+    )
+    average: int = option(0, "keep the mean weights of about so many last steps (default: the last)", group="training")
     seed: int = option(0, "seed of everything random", group="training")
     layer: str | None = option(None, "layer of the heat maps (default: the backbone's own)", group="heat maps")
     details: str = option(

@@ -98,11 +98,20 @@ def build_network(recipe: Recipe) -> tuple[keras.Model, dict]:
         backbone=recipe.backbone, image_size=recipe.image_size, alpha=recipe.alpha, output_stride=recipe.output_stride,
         embedding_size=recipe.embedding_size, last_layer=recipe.last_layer,
     )
-    weights = None if recipe.weights == "none" else recipe.weights
+    earlier = _earlier_model(recipe)
+    weights = None if earlier or recipe.weights == "none" else recipe.weights
     network = networks.embedding_network(spec, weights=weights, seed=recipe.seed)
+    if earlier:
+        networks.continue_from(network, earlier.network)
     layers = {"layer": recipe.layer or networks.default_layer(network)} | _finer_layers(recipe)
     networks.check_layers(network, keras.tree.flatten(layers))
     return network, layers
+
+
+def _earlier_model(recipe):
+    """The model whose training goes on, where the recipe's weights are a model folder; else None."""
+    is_folder = recipe.weights not in ("none", "imagenet") and Path(recipe.weights).is_dir()
+    return FasterGradCAM.load(recipe.weights) if is_folder else None
 
 
 def _finer_layers(recipe):
@@ -128,14 +137,18 @@ def train_model(
     settings = recipe.chosen_by_weights()
     how = {"seed": recipe.seed, "strength": settings["augmentation"]}
     backgrounds = augment.render_backgrounds(recipe.image_size, **how)
+    earlier = _earlier_model(recipe)
+    known = earlier and earlier.class_names == dataset.class_names
     training = arcface.train(
         network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale, margin=recipe.margin,
-        backgrounds=backgrounds, evaluations=min(10, recipe.steps), seed=recipe.seed, progress=progress, **settings,
+        backgrounds=backgrounds, evaluations=min(10, recipe.steps), seed=recipe.seed, progress=progress,
+        robust=recipe.robust, average=recipe.average, prototypes=earlier.prototypes if known else None, **settings,
     )
     if "object_layers" in layers:
         seen = {"images": dataset.images[dataset.train]}
     else:
-        seen = {"images": augment.views(dataset, backgrounds=backgrounds, **how), "backgrounds": backgrounds}
+        images = augment.views(dataset, backgrounds=backgrounds, robust=recipe.robust, **how)
+        seen = {"images": images, "backgrounds": backgrounds}
     faster = FasterGradCAM.fit(
         training.network, labels=dataset.labels[dataset.train], class_names=dataset.class_names, seed=recipe.seed,
         n_clusters=recipe.clusters, top_channels=recipe.top_channels, weighting=recipe.weighting, **layers, **seen,

@@ -9,7 +9,9 @@ what was trained.
 """
 
 # ruff: noqa: I001 - names side by side
-from utils.networks.embedding import BACKBONES, DEFAULT_LAYER, Spec, embedding_network, imagenet_folder, is_offline
+from utils.networks.embedding import (
+    BACKBONES, DEFAULT_LAYER, Spec, continue_from, embedding_network, imagenet_folder, is_offline,
+)
 from utils.networks.graph import (
     call_layer, check_network, compiled, forward, not_in_keras, run_layer_by_layer, structure, trace, wrap,
 )

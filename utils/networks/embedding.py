@@ -190,9 +190,29 @@ def _copy_weights(backbone, spec, weights):
     for layer in published.layers:
         if layer.weights:
             backbone.get_layer(layer.name).set_weights(layer.get_weights())
-    convolutions = [layer for layer in backbone.layers if layer.weights]
-    fine = [i for i, layer in enumerate(convolutions) if layer.output.shape[1] > spec.image_size / FROZEN_STRIDE]
-    for layer in (*_of_kind(backbone, layers.BatchNormalization), *convolutions[: fine[-1] + 1]):
+    _freeze(backbone)
+
+
+def continue_from(network: keras.Model, trained: keras.Model) -> None:
+    """Give an embedding network the weights of a trained one of the same spec; what was frozen there is so again.
+
+    Raises:
+        ValueError: the trained network has another spec.
+    """
+    if getattr(trained, "spec", None) != network.spec:
+        raise ValueError(f"Expected a trained network of {network.spec}. Received: {getattr(trained, 'spec', None)}")
+    for layer in network.layers:
+        if layer.weights:
+            layer.set_weights(trained.get_layer(layer.name).get_weights())
+    _freeze(network)
+
+
+def _freeze(network):
+    """Batch norms, and the layers of finer maps than `FROZEN_STRIDE`, keep what they have."""
+    size = network.inputs[0].shape[1]
+    with_maps = [layer for layer in network.layers if layer.weights and len(layer.output.shape) == 4]
+    fine = [i for i, layer in enumerate(with_maps) if layer.output.shape[1] > size / FROZEN_STRIDE]
+    for layer in (*_of_kind(network, layers.BatchNormalization), *with_maps[: fine[-1] + 1]):
         layer.trainable = False
 
 

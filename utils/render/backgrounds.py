@@ -13,6 +13,7 @@ import numpy as np
 from utils.render.camera import gauss
 
 BLURRED_SIDE = 112  # pixels: a picture out of focus needs no more
+BAR_WIDTH = (0.05, 0.14)  # of the side, as fingers are
 
 
 def colour(rng: np.random.Generator) -> np.ndarray:
@@ -155,3 +156,36 @@ def paint(rng: np.random.Generator, size: int, *, variety: float = 1.0, decoy: C
     elif visitor > 1 - 0.25 * variety:
         _person(rng, picture, decoy)
     return cv2.resize(gauss(picture, blur * side / 96), (size, size)) if blur else picture
+
+
+def bars(picture: np.ndarray, colours: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The picture behind shaded bars as wide as fingers, roughly parallel: folds of a curtain, slats, others' fingers.
+
+    A network that counts fingers by their stripes errs in front of them. Some bars are missing, and some end early.
+
+    Args:
+        picture: uint8 RGB (S, S, 3).
+        colours: RGB (n, 3) of 0..255; each bar takes one of them, lighter or darker.
+
+    Returns:
+        uint8 (S, S, 3), a new array.
+
+    Example:
+        >>> wall = np.full((96, 96, 3), 200, np.uint8)
+        >>> bool((bars(wall, np.array([[180, 120, 90]]), np.random.default_rng(0)) != wall).any())
+        True
+    """
+    size = len(picture)
+    along, across = _ramps(size, rng.normal(math.pi / 2, 0.4))
+    across = across / 2 + rng.uniform(0, 0.15) * noise(rng, size, 3, 3)  # in shares of the side; folds are not straight
+    width = rng.uniform(*BAR_WIDTH)
+    edges = np.cumsum(width * rng.uniform(0.75, 1.25, math.ceil(2 / (0.75 * width)))) - rng.uniform(0.75, 0.95)
+    bar = np.clip(np.searchsorted(edges, across.ravel()), 1, len(edges) - 1).reshape(across.shape)
+    place = (across - edges[bar - 1]) / (edges[bar] - edges[bar - 1])  # 0..1 across a bar
+    light = 1 - rng.uniform(0.1, 0.6) * (2 * place - 1) ** 2 + rng.uniform(-0.3, 0.3) * (place - 0.5)
+    level, end = rng.uniform(0.7, 1.15, len(edges)), rng.uniform(-1.2, 1.2) + rng.normal(0, 0.15, len(edges))
+    there = (rng.random(len(edges)) < rng.uniform(0.6, 1))[bar] & ((along < end[bar]) ^ (rng.random() < 0.5))
+    tones = colours[rng.integers(len(colours), size=len(edges))] * level[:, None]
+    painted = np.clip(tones[bar] * light[..., None], 0, 255)
+    opacity = gauss(there.astype(np.float32), rng.uniform(0.3, 1.5) * size / 96)[..., None]
+    return np.round(opacity * painted + (1 - opacity) * picture).astype(np.uint8)

@@ -9,6 +9,7 @@ from statistics import NormalDist
 import cv2
 import numpy as np
 
+CHANCES = (0.3, 0.1, 0.25, 0.25, 0.4, 0.2, 0.25)  # of the changes of `other_camera`, in its order
 CHANCE = 0.3  # probability of each effect of `spoil` at full strength
 GAUSSIAN = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)  # of a random byte
 
@@ -63,6 +64,45 @@ def spoil(image: np.ndarray, backgrounds: np.ndarray, *, rng: np.random.Generato
         _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 80))])
         image = cv2.imdecode(file, cv2.IMREAD_COLOR)
     return image
+
+
+def other_camera(image: np.ndarray, *, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
+    """The image as another camera in another light might give it, uint8 (S, S, 3): each change happens now and then.
+
+    Coloured light from a side, too much of it, haze, white balance, saturation down to grey, coarse pixels, sharpening:
+    all of it depends on the room and the camera, so nothing of it may tell what an image shows.
+
+    Example:
+        >>> image = np.full((32, 32, 3), (180, 120, 90), np.uint8)
+        >>> other_camera(image, rng=np.random.default_rng(1)).shape
+        (32, 32, 3)
+    """
+    side = len(image)
+    lit, bright, hazy, cast, dyed, coarse, sharp = rng.random(len(CHANCES)) < strength * np.array(CHANCES)
+    picture = image.astype(np.float32)
+    if lit:
+        angle = rng.uniform(0, 2 * math.pi)
+        ramp = np.linspace(-1, 1, side, dtype=np.float32)
+        ramp = math.cos(angle) * ramp + math.sin(angle) * ramp[:, None]
+        picture *= np.exp(ramp[..., None] * rng.normal(0, 0.3) + ramp[..., None] * rng.normal(0, 0.12, 3))
+    if bright:
+        picture *= rng.uniform(1.1, 1.9)
+    if hazy:
+        picture += rng.uniform(0.2, 0.7) * (rng.uniform(90, 255) * np.exp(rng.normal(0, 0.05, 3)) - picture)
+    if cast:
+        picture *= np.exp(rng.normal(0, 0.15, 3))
+    if dyed:
+        grey = picture @ np.float32([0.299, 0.587, 0.114])
+        picture = grey[..., None] + rng.uniform(0, 1.7) * (picture - grey[..., None])
+    picture = picture.astype(np.float32)
+    if coarse:
+        fewer = max(1, round(side * rng.uniform(0.35, 0.8)))
+        how = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(3)]
+        picture = cv2.resize(picture, (fewer, fewer), interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(picture, (side, side), interpolation=how)
+    if sharp:
+        picture += rng.uniform(0.3, 2) * (picture - gauss(picture, rng.uniform(0.5, 1.5) * side / 96))
+    return np.clip(np.round(picture), 0, 255).astype(np.uint8)
 
 
 def vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

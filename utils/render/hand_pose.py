@@ -90,9 +90,30 @@ def _sample_pose(gesture, rng):
     return bends, spreads + rng.normal(0, 1.5, 4), _unit(directions + rng.normal(0, 0.05, (4, 3)))
 
 
-def build_hand(gesture: str, rng: np.random.Generator) -> Hand:
+def _rare_pose(gesture, rng):
+    """As `_sample_pose`, in the ways that are seen less often: loose fists, fingers together, the thumb anywhere."""
+    fist = np.array((78, 100, 52)) + rng.normal(0, 9, 3) + rng.normal(0, 7, (4, 3))
+    straight = np.abs(rng.normal((4, 6, 4), (5, 6, 4), (4, 3)))
+    if gesture == "gu":
+        bends, spreads = fist, rng.uniform(0, 1) * np.array([-2, 0, 3, 6])
+        thumbs = ("across", "along", "beside", "open")
+    elif gesture == "choki":
+        bends = np.concatenate([straight[:2], fist[2:]])
+        spreads = rng.uniform(0.15, 1.1) * np.array([18, -14, 2, 6])
+        thumbs = ("hold", "across", "beside", "open")
+    else:
+        bends = straight + rng.beta(0.5, 2) * 30 * np.array([1, 1.1, 0.6])
+        spreads = rng.uniform(-1, 6) * np.array([1, 0.1, -0.75, -1.7])
+        thumbs = ("across", "along", "beside", "open")
+    one, other = rng.choice(len(thumbs), 2, p=(0.3, 0.2, 0.3, 0.2))
+    mix = rng.beta(0.5, 0.5)
+    directions = (1 - mix) * np.array(THUMBS[thumbs[one]]) + mix * np.array(THUMBS[thumbs[other]])
+    return bends, spreads + rng.normal(0, 1, 4), _unit(directions + rng.normal(0, 0.07, (4, 3)))
+
+
+def build_hand(gesture: str, rng: np.random.Generator, *, rare: bool = False) -> Hand:
     """A random hand in the pose of a gesture."""
-    bends, spreads, thumb = _sample_pose(gesture, rng)
+    bends, spreads, thumb = (_rare_pose if rare else _sample_pose)(gesture, rng)
     thick = rng.uniform(0.95, 1.22) * (1.06 if gesture == "gu" else 1.0)  # bent fingers bulge
     # Fingers: bend b turns a bone from the finger's direction towards the palm.
     bend, spread = np.radians(np.cumsum(bends, 1))[..., None], np.radians(spreads)
@@ -137,37 +158,45 @@ def _rotation(yaw, pitch, roll):
     return about_z @ about_x @ about_y
 
 
-def _sample_view(gesture, rng, variety):
+def _sample_view(gesture, rng, variety, rare):
     """Rotation from hand to camera axes (3, 3) and the direction of the forearm in camera axes (3,)."""
-    any_way = rng.random() < 0.35 * variety  # sideways, or downward
+    any_way = rng.random() < (0.6 if rare else 0.35 * variety)  # sideways, or downward
     roll = variety * (rng.uniform(-180, 180) if any_way else min(max(rng.normal(0, 18), -40), 40))
     if gesture == "gu" and rng.random() < 0.33 * variety:  # a fist towards the camera, the back of the hand up
         rotation = _rotation(180 + rng.normal(0, 14), rng.uniform(38, 78), roll / 2)
         arm = 0.8 * _unit(rotation[:, 1] * (-1, -1, -0.3)) + (rng.normal(0, 0.9), -0.8, -0.2)
     else:
-        turned = rng.random() < 0.3  # to the side, and a little past edge-on
+        turned = rng.random() < (0.45 if rare and gesture != "pa" else 0.3)  # to the side, and a little past edge-on
         yaw = variety * (rng.uniform(-105, 105) if turned else rng.normal(0, 18))
         rotation = _rotation(180 * rng.integers(2) + yaw, variety * rng.normal(0, 13), roll)
         arm = rotation[:, 1] * (-1, -1, -0.4) + math.sin(math.radians(rng.normal(0, 10))) * rotation[:, 0]
     return rotation, _unit(arm)
 
 
-def _build_arm(rotation, arm, rng):
-    """The forearm's capsules in camera axes: start (k, 3), end (k, 3), radius (k, 2), part (k,); a sleeve is last."""
+def _build_arm(rotation, arm, rng, rare):
+    """The forearm's capsules in camera axes: start (k, 3), end (k, 3), radius (k, 2), part (k,); a sleeve is last.
+
+    What is rare is a watch, a short sleeve, or a long one.
+    """
     side = _unit(rotation[:, 0] - (rotation[:, 0] @ arm) * arm)
     start, end = np.outer((-10, 10), side) - 4 * arm, np.outer((-19, 19), side) + FOREARM_LENGTH * arm
     radius, part = rng.uniform(0.9, 1.12) * np.array([[19, 34], [19, 34]]), [FOREARM] * 2
-    if rng.random() < 0.25:
-        cuff = rng.uniform(10, 150)
-        start, end = np.vstack([start, cuff * arm]), np.vstack([end, FOREARM_LENGTH * arm])
-        radius, part = np.vstack([radius, [36 + cuff / 16, 65]]), part + [SLEEVE]
+    if rng.random() < (0.6 if rare else 0.25):
+        watch = rare and rng.random() < 0.2
+        cuff = rng.uniform(0 if rare else 10, 60 if watch else 150)
+        stop = cuff + 20 if watch else FOREARM_LENGTH
+        start, end = np.vstack([start, cuff * arm]), np.vstack([end, stop * arm])
+        wide = [30 + cuff / 16] * 2 if watch else [36 + cuff / 16, 65]
+        radius, part = np.vstack([radius, wide]), part + [SLEEVE]
     return start, end, radius, part
 
 
-def take_view(hand: Hand, gesture: str, rng: np.random.Generator, *, width: int, height: int, variety: float) -> View:
+def take_view(
+    hand: Hand, gesture: str, rng: np.random.Generator, *, width: int, height: int, variety: float, rare: bool = False
+) -> View:
     """Turn, mirror, scale and place a hand on a canvas of width × height pixels; variety as in `hands.render_hand`."""
-    rotation, arm = _sample_view(gesture, rng, variety)
-    arm_start, arm_end, arm_radius, arm_part = _build_arm(rotation, arm, rng)
+    rotation, arm = _sample_view(gesture, rng, variety, rare)
+    arm_start, arm_end, arm_radius, arm_part = _build_arm(rotation, arm, rng, rare)
     mirror = np.array([2 * rng.integers(2) - 1, 1, 1])  # left or right hand
     turn = rotation.T * mirror  # row vectors: points @ turn
     starts = np.concatenate([arm_start * mirror, hand.start @ turn])

@@ -46,8 +46,9 @@ def render_hand(
     Args:
         gesture: one of `GESTURES`, or `NONE` for a background alone.
         image_size: S, side in pixels, 32..512.
-        variety: in (0, 1]. Towards 0 hands stand upright, in the middle and of one size, seen straight from the back or
-            the palm, in front of plain surfaces. Light, skin and pose vary always.
+        variety: in (0, 2]. Towards 0 hands stand upright, in the middle and of one size, seen straight from the back or
+            the palm, in front of plain surfaces. Light, skin and pose vary always. What lies above 1 is the share of
+            rare hands: loose fists, fingers together, any thumb, patterned sleeves, watches, sideways or downward.
         tone: of the skin, from 0, very pale, to 1, very dark; None: any.
 
     Returns:
@@ -55,12 +56,13 @@ def render_hand(
         half of the pixel, before any blur.
     """
     _check((gesture,), image_size, variety=variety, tone=tone)
-    picture = backgrounds.paint(rng, image_size, variety=variety, decoy=lambda rng: _skin_colour(rng)[0])
+    rare, variety = bool(variety > 1 and rng.random() < variety - 1), min(variety, 1.0)
+    picture = backgrounds.paint(rng, image_size, variety=variety, decoy=lambda rng: skin_colours(rng)[0])
     mask, cover = (np.zeros((image_size, image_size), dtype) for dtype in (bool, np.float32))
     if gesture == NONE:
         return camera.photograph(picture, rng), mask
     light = _sample_light(rng)
-    box, colour, alpha, skin, scale = _draw_hand(gesture, rng, image_size, light, variety=variety, tone=tone)
+    box, colour, alpha, skin, scale = _draw_hand(gesture, rng, image_size, light, variety=variety, tone=tone, rare=rare)
     mask[box], cover[box] = skin, alpha
     picture = _cast_shadow(picture, cover, rng, light=light, scale=scale)
     picture[box] = cv2.blendLinear(colour, picture[box], alpha, 1 - alpha)
@@ -92,13 +94,13 @@ def render_background(rng: np.random.Generator, image_size: int = 96, *, variety
 
 def _check(gestures, image_size, *, variety, tone):
     check("gesture", gestures, (*GESTURES, NONE), image_size=image_size, sizes=SIZE_RANGE)
-    if not 0 < variety <= 1:
-        raise ValueError(f"variety must lie in (0, 1]. Received: {variety!r}")
+    if not 0 < variety <= 2:
+        raise ValueError(f"variety must lie in (0, 2]. Received: {variety!r}")
     if tone is not None and not 0 <= tone <= 1:
         raise ValueError(f"tone must lie in [0, 1]. Received: {tone!r}")
 
 
-def _draw_hand(gesture, rng, size, light, *, variety, tone=None):
+def _draw_hand(gesture, rng, size, light, *, variety, tone=None, rare=False):
     """A hand in front of nothing, drawn only in the box of the picture that holds it.
 
     Returns the box (two slices), colour float32 (h, w, 3), alpha float32 (h, w), mask bool (h, w), pixels per mm.
@@ -106,8 +108,8 @@ def _draw_hand(gesture, rng, size, light, *, variety, tone=None):
     width, squeeze = max(size, CANVAS_SIDE), rng.uniform(0.75, 1.1)
     squeeze = (1.0, 0.75, squeeze)[bisect((0.4, 0.75), rng.random())]  # 4:3 photos are made square
     height = round(width * (1 + variety * (squeeze - 1)))
-    hand = hand_pose.build_hand(gesture, rng)
-    view = hand_pose.take_view(hand, gesture, rng, width=width, height=height, variety=variety)
+    hand = hand_pose.build_hand(gesture, rng, rare=rare)
+    view = hand_pose.take_view(hand, gesture, rng, width=width, height=height, variety=variety, rare=rare)
     # The box in pixels of the picture, with a margin for the blurs; it is drawn on a grid as fine as the canvas.
     to_picture = np.array([size / width, size / height])
     reach = view.ends[..., 3:]
@@ -120,6 +122,8 @@ def _draw_hand(gesture, rng, size, light, *, variety, tone=None):
     view = view._replace(palm_lines=[(line - low / to_picture) * to_grid for line in view.palm_lines])
     depth, parts = _rasterise(view, *grid.tolist())
     colour = _shade(view, depth, parts, rng, light=light, tone=tone)
+    if rare and (parts == SLEEVE).any():
+        _pattern(colour, parts == SLEEVE, rng)
     skin = ((parts > 0) & (parts != SLEEVE)).astype(np.float32)
     maps = colour, gauss((parts > 0).astype(np.float32), 0.7), skin
     if (width, height) != (size, size):
@@ -189,7 +193,7 @@ def _ink(view, parts):
     return [gauss((ink == parts).astype(np.float32), max(0.6, 0.6 * view.scale)) for ink in (nails, creases)]
 
 
-def _skin_colour(rng, tone=None):
+def skin_colours(rng: np.random.Generator, tone: float | None = None) -> np.ndarray:
     """Colours of the back and the palm of one random hand: float RGB (2, 3) in 0..255, every tone equally likely."""
     drawn = rng.random()
     position = (drawn if tone is None else tone) * (len(SKIN_LAB) - 1)
@@ -229,7 +233,7 @@ def _brightness(depth, solid, scale, light):
 
 def _albedo(view, parts, rng, tone):
     """Colours of skin and sleeve: uint8 RGB (H, W, 3). Palm and fingertips are pinker; palms of dark skin lighter."""
-    back, palm = _skin_colour(rng, tone)
+    back, palm = skin_colours(rng, tone)
     palmar = np.zeros((256, 1))
     palmar[view.part, 0] = np.clip(0.5 - 0.9 * view.back[:, 2], 0, 1)
     palmar[FOREARM] *= 0.55
@@ -240,6 +244,15 @@ def _albedo(view, parts, rng, tone):
     soften = (2 * int(2.2 * view.scale) + 1,) * 2
     colours = cv2.LUT(cv2.merge([parts] * 3), np.clip(table, 0, 255).astype(np.uint8)[None])
     return cv2.blur(cv2.blur(colours, soften), soften)
+
+
+def _pattern(colour, sleeve, rng):
+    """Give the sleeve, bool (H, W), the look of any surface; in place. Its shading stays."""
+    side = max(sleeve.shape)
+    cloth = backgrounds.paint(rng, side)[: sleeve.shape[0], : sleeve.shape[1]]
+    cloth = cloth + rng.uniform(0, 1.5) * (cloth - cloth.mean(axis=-1, keepdims=True))  # fabrics are more colourful
+    light = colour[sleeve].mean(axis=-1, keepdims=True)
+    colour[sleeve] = np.clip(cloth[sleeve], 0, 255) * (light / max(float(light.mean()), 1.0))
 
 
 def _shade(view, depth, parts, rng, *, light, tone):
