@@ -204,3 +204,24 @@ def test_a_training_goes_on_from_known_prototypes():
     how = {"steps": 1, "batch_size": 4, "evaluations": 1, "learning_rate": 0.0}
     training = arcface.train(toy_network(), toy_dataset(), prototypes=known, **how)
     np.testing.assert_array_equal(training.network.layers[-1].get_weights()[0], known)
+
+
+def test_mean_weights_by_hand():
+    """Of 0, 8 and 4 with shares of a half: 0, 4, 4."""
+    mean = None
+    for value in (0.0, 8.0, 4.0):
+        mean = arcface._blend(mean, [np.array([value])], 0.5)
+    assert mean == [np.array([4.0])]
+
+
+def test_a_training_keeps_the_mean_of_its_last_weights_and_goes_on_with_the_newest():
+    """Over the last 10 steps it is what the step had; over more it lies between."""
+    how = {"steps": 20, "batch_size": 4, "evaluations": 2, "learning_rate": 1e-2}
+    plain, short, long = (arcface.train(toy_network(), toy_dataset(), average=n, **how) for n in (0, 10, 1000))
+    for a, b, c in zip(*(run.network.get_weights() for run in (plain, short, long)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+        assert c.shape == a.shape
+    losses = [[entry["loss"] for entry in run.history] for run in (plain, long)]
+    assert losses[0] == losses[1]
+    differ = zip(plain.network.get_weights(), long.network.get_weights(), strict=True)
+    assert any(not np.allclose(a, c) for a, c in differ)

@@ -154,9 +154,7 @@ def train(
     if backgrounds is None:
         backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed=seed, strength=augmentation)
     head = ArcFace(len(dataset.class_names), scale=scale, margin=margin, name="arcface")
-    scores, trainer = _models(network, head)
-    if prototypes is not None:
-        head.set_weights([prototypes])
+    scores, trainer = _models(network, head, prototypes)
     _compile(trainer, learning_rate, steps)
     fitted, held_out = _split(dataset, seed)
     how = {"batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation, "robust": robust}
@@ -239,10 +237,12 @@ def _blend(mean, weights, share):
     return [(1 - share) * old + share * new for old, new in zip(mean, weights, strict=True)]
 
 
-def _models(network, head):
+def _models(network, head, prototypes=None):
     """images → cosine scores; and images, labels → logits with the margin. They share all weights."""
     # This call comes first: Keras' `layer.input` means the first, and it has to be the embedding alone.
     scores = networks.wrap(network.inputs[0], head(network.outputs[0]), like=network, name=f"{network.name}_arcface")
+    if prototypes is not None:
+        head.set_weights([prototypes])
     label = keras.Input((), dtype="int32", name="label")
     return scores, keras.Model([network.inputs[0], label], head(network.outputs[0], label))
 
