@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from utils import heatmap, imaging
-from utils.commands import common, drawing, sources, web
+from utils.commands import advice, common, drawing, sources, web
 from utils.runtime import AnomalyResult, Explainer, Explanation, silent_stderr
 
 MODES = ("heatmap", "box")
@@ -98,14 +98,14 @@ def run(
 def explain_all(frames, explainer, *, mode="heatmap", recorder=None, window=None) -> int:
     """Explain the frames of a `sources.Source`, record and show them, or report. Returns their number."""
     state = State(mode)
-    meter = Meter()
-    result = None
+    meter, votes, result = Meter(), advice.Votes(), None
     next_report = 1.0  # seconds
     try:
         for frame in frames:
             result = explainer.explain(frame)
             meter.count(explainer.network_seconds)
-            draw = partial(draw_result, frame, result, rates=meter.rates())
+            text = _answer(frame, result, None if frames.stills else votes, meter)
+            draw = partial(draw_result, frame, result, rates=meter.rates(), text=text)
             picture = draw(state.mode) if recorder or window else None  # what nobody sees is not drawn
             if recorder:
                 recorder.write(picture, meter.seconds())
@@ -120,6 +120,21 @@ def explain_all(frames, explainer, *, mode="heatmap", recorder=None, window=None
         if result and not window:
             print(report(result, meter, frames.skipped), flush=True)
     return meter.frames
+
+
+def _answer(frame, result, votes, meter):
+    """The last frames' answer; without votes, and of an anomaly, that of this one."""
+    if votes is None or isinstance(result, AnomalyResult):
+        return _own_answer(result)
+    return advice.answer(result, frame, votes, meter.seconds())
+
+
+def _own_answer(result):
+    """The answer to one picture alone."""
+    if isinstance(result, AnomalyResult):
+        return f"{result.names[0]} {result.scores[0]:.2f}, threshold 1"
+    # A cosine alone says little: only how far it is above the others counts.
+    return f"{result.names[0]} {result.probabilities().max():.2f}"
 
 
 def find_box(result: Explanation | AnomalyResult) -> heatmap.Corners | None:
@@ -168,9 +183,9 @@ class Meter:
 
 
 def draw_result(
-    frame: np.ndarray, result: Explanation | AnomalyResult, mode: str, *, rates: tuple[float, float]
+    frame: np.ndarray, result: Explanation | AnomalyResult, mode: str, *, rates: tuple[float, float], text: str = ""
 ) -> np.ndarray:
-    """Draw label, confidence or score, rates and, unless it is *none*, heat map or box on a copy of the frame."""
+    """Draw the text (label and confidence or score), rates and, unless it is *none*, heat map or box on a copy."""
     heat = result.heatmaps[0]
     corner = (0, 0)
     picture = heatmap.overlay(frame, heat) if mode == "heatmap" and heat.any() else frame.copy()
@@ -180,11 +195,7 @@ def draw_result(
     bottom = len(frame)
     status = f"{rates[0]:.0f} FPS, network {rates[1]:.1f} ms"
     top = drawing.draw_text(picture, status, corner=(0, bottom), lowest=bottom)
-    if isinstance(result, AnomalyResult):
-        sure = f"{result.scores[0]:.2f}, threshold 1"
-    else:  # a cosine alone says little: only how far it is above the others counts
-        sure = f"{result.probabilities().max():.2f}"
-    drawing.draw_text(picture, f"{result.names[0]} {sure}", corner=corner, lowest=top)
+    drawing.draw_text(picture, text or _own_answer(result), corner=corner, lowest=top)
     return picture
 
 
