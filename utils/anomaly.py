@@ -2,45 +2,47 @@
 
 Artificial defects, made from the normal images (see `render.defects`), teach one network two things: a map of what was
 changed, made of three of its resolutions (after DRAEM, arXiv 2108.07610), and an embedding in which ArcFace tells the
-kinds of defects apart (after AnomalyTwin). For what looks like none of the artificial defects, a third is weighed in:
-how far features are from those of normal images, the nearest of some prototypes (after PatchCore, arXiv 2106.08265).
+kinds of defects apart (after AnomalyTwin). What looks like none of the artificial defects is found by two other kinds
+of evidence: distance from the patches of normal images, and from what is usual at a place. Normal images say what each
+is worth (see `networks.evidence`):
 
-    images ─► network ─► logit of "changed" (N,g,g) ──► z₁ ─┐
-                  ├────► features (N,h,w,C) ─► distance ─► z₂ ─┴─► a = z₁ + w·z₂ ─► m = ReLU(a − a₀) / (t − a₀)
-                  └────► embedding (N,D): see `AnomalyDetector.classifier`          heat = m⁴ / (1 + m⁴)
+    images ─► network ─► logit of "changed" (N,g,g), maps of three resolutions ─► evidence, five maps (N,g,g) ─► a
+                  └────► embedding (N,D): see `AnomalyDetector.classifier`
 
-Normal images that took no part in the training say what is usual: z₁ and z₂ have mean 0 and standard deviation 1 over
-their pixels, a₀ is the median of a, and above t lies an image's score, the maximum of the smoothed a, only for the
-stated share of normal images. So heat is 1/2 at the threshold, whatever the image, and a normal image stays cold.
+    m = ReLU(a − a₀) / (t − a₀)        heat = m⁴ / (1 + m⁴)
+
+a₀ is the median of a in normal images, and above t lies an image's score, the maximum of the smoothed a, only for the
+stated share of normal images. So heat is 1/2 at the threshold, whatever the image, and a normal image stays cold. All
+this is fitted to images that took no part in what judges them (see `networks.normality`).
 """
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
-from sklearn.cluster import MiniBatchKMeans
 
 from utils import arcface, augment, imaging, networks, repro
-from utils.networks import model_folder
-from utils.networks.detector import LAYERS, SCORE_WINDOW, Tail, build, smooth
+from utils.networks import model_folder, normality
+from utils.networks.detector import LAYERS, build, map_head
+from utils.networks.evidence import SOURCES, Tail
 from utils.render import defects
 from utils.render.camera import vary
 from utils.repro import keras, tf
 from utils.runtime import AnomalyResult
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS_FILE, ARRAYS_FILE = "network.weights.h5", "anomaly.npz"
 CLASS_NAMES = ("normal", *defects.KINDS)
 ARCFACE_WEIGHT = 0.1  # of its loss
-N_PROTOTYPES, N_DIMENSIONS, N_PATCHES = 256, 128, 20_000
-HELD_OUT = 0.25  # of the normal images
-FEWEST_TO_HOLD_OUT = 8  # with fewer images all take part in everything
 DEFECTIVE = 0.7  # of a batch
-LEAST_RISE = 1.0  # of t over a₀: identical images would leave nothing between them
-OUTLIER = 6.0  # robust standard deviations from the median: a held-out image that is no normal one
+SIDES = 224, 320, 448  # of the input of a network with weights
+DETAIL_LOST = 0.1  # of an image's standard deviation may be lost by a resize to its input
+CORRECTION = 1e-3  # how far above an image that is normal, too, the threshold lies: rounding must not matter
+CROP = 224  # the largest piece of an image to train on
 
 
 class AnomalyDetector:
@@ -48,15 +50,15 @@ class AnomalyDetector:
 
     Attributes:
         network: keras.Model, float32 images (N, S, S, 3) of 0..255 → scores (N,) and heat maps (N, S, S).
-        core: keras.Model, its trainable part: → logits (N, g, g, 1), fine features, coarse features, embedding (N, D).
-        arrays: dict of what was fitted besides, see `_calibrate`.
+        core: keras.Model, its trainable part: → logits (N, g, g, 1), maps of three resolutions, embedding (N, D).
+        arrays: dict of what was fitted besides, see `normality.fit`.
         meta: dict, what `save` writes beside the arrays.
     """
 
     def __init__(self, core, arrays, meta):
         self.core, self.arrays, self.meta = core, arrays, meta
         tail = Tail(core.inputs[0].shape[1], arrays)
-        outputs = tail(*core.outputs[:3])
+        outputs = tail(*core.outputs[:4])
         self.network = keras.Model(core.inputs[0], [outputs["scores"], outputs["heatmap"]], name="anomaly_detector")
 
     @classmethod
@@ -71,11 +73,12 @@ class AnomalyDetector:
         early and goes on with what was learnt; ``meta["interrupted"]`` tells.
 
         Args:
-            normal_images: uint8 RGB (N, H, W, 3), or (H, W, 3) of any sizes, one by one: of large photos a generator
-                holds one at a time. At least 2, better 200. A defective one among them does no great harm.
+            normal_images: uint8 RGB (N, H, W, 3), or (H, W, 3) of any sizes: a generator holds one large photo at a
+                time. At least 2, better 200. A defective one among them does no great harm.
             weights: None trains a small network from scratch; "imagenet" or a weights file takes MobileNetV2 as it is
                 and trains only what is behind it: better for photos.
-            image_size: S the network works at; None: 96 from scratch, 224 with weights.
+            image_size: S the network works at, a multiple of 16; None: 96 from scratch, with weights the smallest
+                that keeps the detail of the first image, see `side_for`.
             steps: of the training; None: 400 from scratch, 150 with weights.
             false_positives: share of normal images that may be called anomalous.
             progress: called after every tenth of the training, as of `repro.pace`, with the loss.
@@ -90,26 +93,22 @@ class AnomalyDetector:
             >>> detector.explain(normal).heatmaps.shape
             (4, 32, 32)
         """
-        spec = networks.Spec(
-            backbone="mobilenet_v2" if weights else "small_resnet", image_size=image_size or (224 if weights else 96),
-            embedding_size=64, last_layer=LAYERS["mobilenet_v2"][-1] if weights else None,
-        )
         steps = (150 if weights else 400) if steps is None else steps
-        _check_settings(spec, steps, false_positives)
-        images = _prepare(normal_images, spec.image_size)
+        _check_settings(image_size, steps, false_positives)
+        images = _prepare(normal_images, image_size or (None if weights else 96))
+        spec = networks.Spec(
+            backbone="mobilenet_v2" if weights else "small_resnet", image_size=images.shape[1], embedding_size=64,
+            last_layer=LAYERS["mobilenet_v2"][-1] if weights else None,
+        )
         repro.seed_everything(seed)
-        core = build(spec, weights, seed=seed)
-        order = np.random.default_rng(seed).permutation(len(images))
-        n_held_out = round(HELD_OUT * len(images)) if len(images) >= FEWEST_TO_HOLD_OUT else 0
-        seen, unseen = images[order[n_held_out:]], images[order[:n_held_out] if n_held_out else order]
-        batch_size = 16 if weights else 32
-        prototypes, interrupted = _train(core, seen, steps=steps, batch_size=batch_size, seed=seed, progress=progress)
-        usual = _calibrate(core, seen, unseen, false_positives=false_positives, seed=seed)
+        core, unseen, prototypes, interrupted = _train(spec, weights, images, steps=steps, seed=seed, progress=progress)
+        arrays = normality.fit(core, images, unseen, seed=seed)
         meta = {
             "network": spec.asdict(), "false_positives": false_positives, "n_images": len(images), "seed": int(seed),
             "steps": steps, "weights": None if weights is None else Path(weights).name, "interrupted": interrupted,
         }
-        return cls(core, {"class_prototypes": prototypes} | usual, meta)
+        arrays["levels"] = normality.levels(arrays["usual"], arrays["normal_peaks"], false_positives)
+        return cls(core, arrays | {"class_prototypes": prototypes}, meta)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -122,15 +121,47 @@ class AnomalyDetector:
         scores, maps = networks.forward(self.network, imaging.resize(images, *self.input_size), batch_size=batch_size)
         return AnomalyResult(scores, imaging.resize(maps, *images.shape[1:3]))
 
-    def distances(self, images: np.ndarray) -> np.ndarray:
-        """Distance of the features to the nearest prototype alone, float32 (N, H, W); images as in `explain`."""
-        images, tail = imaging.check_images(images), Tail(self.input_size[0], self.arrays)
-        maps = _run(self.core, lambda _, *features: tail.distance(*features), imaging.resize(images, *self.input_size))
-        return imaging.resize(np.ascontiguousarray(maps[..., 0]), *images.shape[1:3])
+    def evidence(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """How unusual each source finds each place; images as in `explain`.
+
+        Returns:
+            for each of `SOURCES` z, float32 (N, H, W): standard deviations above the mean peak of normal images. Where
+            it is below 0, even a normal image has a place as unusual.
+        """
+        images = imaging.check_images(images)
+        outputs = networks.forward(self.core, imaging.resize(images, *self.input_size), batch_size=32)[:4]
+        found = Tail(self.input_size[0], self.arrays).evidence(*map(tf.constant, outputs))
+        maps = [(e.numpy()[..., 0] - mean) / deviation for e, (mean, deviation) in
+                zip(found, self.arrays["peaks"].tolist(), strict=True)]
+        return {name: imaging.resize(z, *images.shape[1:3]) for name, z in zip(SOURCES, maps, strict=True)}
+
+    def also_normal(self, images: Iterable[np.ndarray]) -> "AnomalyDetector":
+        """A detector that takes these images for normal, too; nothing but its threshold differs.
+
+        Args:
+            images: normal images that were called anomalous, uint8 RGB (H, W, 3) of any sizes; or (N, H, W, 3).
+
+        Raises:
+            ValueError: no image, or what is none.
+        """
+        peaks = [self._peak(image) for image in images]
+        if not peaks:
+            raise ValueError("Expected at least one image that is normal, too. Received: none")
+        usual, threshold = self.arrays["levels"]
+        known = np.append(self.arrays["normal_peaks"], peaks).astype(np.float32)
+        limit = normality.limit(known, self.meta["false_positives"])
+        # The limit leaves out what lies far off the others, which is what was called anomalous.
+        levels = np.array([usual, max(threshold, limit, (1 + CORRECTION) * max(peaks))])
+        meta = self.meta | {"n_corrections": self.meta.get("n_corrections", 0) + len(peaks)}
+        return AnomalyDetector(self.core, self.arrays | {"normal_peaks": known, "levels": levels}, meta)
+
+    def _peak(self, image):
+        usual, threshold = self.arrays["levels"]
+        return usual + (threshold - usual) * float(self.explain(image).scores[0])
 
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K) of `CLASS_NAMES`: what ArcFace learnt, for Grad-CAM to differentiate."""
-        embedding = networks.wrap(self.core.inputs[0], self.core.outputs[3], like=self.core)
+        embedding = networks.wrap(self.core.inputs[0], self.core.outputs[4], like=self.core)
         return arcface.with_prototypes(embedding, self.arrays["class_prototypes"])
 
     def save(self, folder: str | os.PathLike, **info) -> None:
@@ -155,9 +186,9 @@ class AnomalyDetector:
         return cls(core, arrays, meta)
 
 
-def _check_settings(spec, steps, false_positives):
-    if spec.image_size % 16:
-        raise ValueError(f"image_size must be a multiple of 16. Received: {spec.image_size!r}")
+def _check_settings(image_size, steps, false_positives):
+    if image_size is not None and (image_size < 16 or image_size % 16):
+        raise ValueError(f"image_size must be a multiple of 16. Received: {image_size!r}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1. Received: {steps!r}")
     if not 0 < false_positives < 0.5:
@@ -165,136 +196,138 @@ def _check_settings(spec, steps, false_positives):
 
 
 def _prepare(images, side):
-    """Normal images of any sizes as uint8 (N, side, side, 3)."""
-    small = [imaging.resize(imaging.check_images(image), side, side) for image in images]
+    """Normal images of any sizes as uint8 (N, side, side, 3); None: of a side that the first one tells."""
+    images = map(imaging.check_images, images)
+    first = next(images, None)
+    if first is not None and side is None:
+        side = side_for(first)
+    small = [] if first is None else [imaging.resize(image, side, side) for image in chain([first], images)]
     if len(small) < 2:
         raise ValueError(f"Expected at least 2 normal images, better 20 or more. Received: {len(small)}")
     return np.concatenate(small)
 
 
-def _train(core, images, *, steps, batch_size, seed, progress):
-    """Train the core in place on artificial defects; returns the class prototypes (D, K) and whether Ctrl-C came.
+def side_for(image: np.ndarray) -> int:
+    """The smallest of `SIDES` at which the image, uint8 RGB (1, H, W, 3), keeps its detail; the largest if none does.
+
+    Detail is lost where the image differs from itself made small and large again: at most `DETAIL_LOST` of the image's
+    standard deviation may be.
+    """
+    height, width = image.shape[1:3]
+    for side in SIDES[:-1]:
+        again = imaging.resize(imaging.resize(image, side, side), height, width).astype(float)
+        if side * side >= height * width or (again - image).std() <= DETAIL_LOST * image.std():
+            return side
+    return SIDES[-1]
+
+
+def _train(spec, weights, images, *, steps, seed, progress):
+    """Train a core on artificial defects, and two more heads, each on half of the images, to judge the other half.
 
     The loss: cross-entropy of the map's cells, changed ones counted up to five times; the Dice loss of the same, for
-    which small defects do not matter less; and ArcFace.
+    which small defects do not matter less; and ArcFace. Of large images pieces are trained on: small defects stay
+    small, and it takes no longer.
+
+    Returns:
+        the core; of each image the logits of the head that has not seen it, float32 (N, g, g, 1); the class
+        prototypes (D, K); and whether Ctrl-C came.
     """
+    side = min(spec.image_size, CROP)
+    core = build(dataclasses.replace(spec, image_size=side), weights, seed=seed)
+    channels = [maps.shape[-1] for maps in core.outputs[1:4]]
+    heads = [map_head(channels, seed=seed + half) for half in (1, 2)]
     head = arcface.ArcFace(len(CLASS_NAMES))
-    head.build(core.outputs[3].shape)
+    head.build(core.outputs[4].shape)
     head.kernel.assign(keras.initializers.GlorotUniform(seed)(head.kernel.shape))
-    variables = [*core.trainable_variables, head.kernel]
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps), amsgrad=True)
-    optimizer.build(variables)
-
-    @tf.function(reduce_retracing=True)
-    def step(images, masks, labels):
-        cell = core.inputs[0].shape[1] // core.outputs[0].shape[1]
-        # A thin line fills no cell: half a cell counts as a whole one.
-        target = tf.minimum(1.0, 2 * tf.nn.avg_pool2d(tf.cast(masks, tf.float32)[..., None], cell, cell, "VALID"))
-        with tf.GradientTape() as tape:
-            logits, *_, embeddings = core(tf.cast(images, tf.float32), training=True)
-            entropy = tf.nn.sigmoid_cross_entropy_with_logits(target, logits)
-            found = tf.sigmoid(logits)
-            dice = 1 - (2 * tf.reduce_sum(found * target) + 1) / (tf.reduce_sum(found) + tf.reduce_sum(target) + 1)
-            angular = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, head(embeddings, labels))
-            loss = tf.reduce_mean((1 + 4 * target) * entropy) + 0.3 * dice + ARCFACE_WEIGHT * tf.reduce_mean(angular)
-        optimizer.apply(tape.gradient(loss, variables), variables)
-        return loss
-
+    step = _step(core, heads, head, steps=steps)
+    batches = _batches(images, side=side, batch_size=16 if weights else 32, steps=steps, seed=seed)
     losses, start, interrupted = [], time.perf_counter(), False
     try:
-        for number, batch in enumerate(_batches(images, batch_size=batch_size, steps=steps, seed=seed), 1):
+        for number, batch in enumerate(batches, 1):
             losses.append(float(step(*map(tf.constant, batch))))
             if number % max(1, steps // 10) == 0:
                 progress({"loss": float(np.mean(losses))} | repro.pace(number, steps, start))
                 losses.clear()
     except KeyboardInterrupt:
         interrupted = True
-    return head.kernel.numpy(), interrupted
+    if side < spec.image_size:
+        pieces, core = core, build(spec, seed=seed)
+        core.set_weights(pieces.get_weights())
+    return core, _unseen_logits(core, heads, images), head.kernel.numpy(), interrupted
 
 
-def _batches(images, *, batch_size, steps, seed):
-    """``steps`` batches: images uint8 (B, S, S, 3), masks bool (B, S, S), labels int32 (B,)."""
+def _step(core, heads, head, *, steps):
+    """A step of the training: images, masks and labels of a batch → loss."""
+    variables = [head.kernel, *(variable for part in (core, *heads) for variable in part.trainable_variables)]
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps), amsgrad=True)
+    optimizer.build(variables)
+    cell = core.inputs[0].shape[1] // core.outputs[0].shape[1]
 
-    def example(rng):
-        image = vary(images[rng.integers(len(images))], rng)
+    @tf.function(reduce_retracing=True)
+    def step(images, masks, labels):
+        # A thin line fills no cell: half a cell counts as a whole one.
+        target = tf.minimum(1.0, 2 * tf.nn.avg_pool2d(tf.cast(masks, tf.float32)[..., None], cell, cell, "VALID"))
+        with tf.GradientTape() as tape:
+            logits, *maps, embeddings = core(tf.cast(images, tf.float32), training=True)
+            angular = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, head(embeddings, labels))
+            loss = _map_loss(logits, target) + ARCFACE_WEIGHT * tf.reduce_mean(angular)
+            half = len(images) // 2
+            for part, judge in zip((slice(half), slice(half, None)), heads, strict=True):
+                seen = judge([tf.stop_gradient(level[part]) for level in maps], training=True)
+                loss += _map_loss(seen, target[part])
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    return step
+
+
+def _map_loss(logits, target):
+    found = tf.sigmoid(logits)
+    dice = 1 - (2 * tf.reduce_sum(found * target) + 1) / (tf.reduce_sum(found) + tf.reduce_sum(target) + 1)
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(target, logits)
+    return tf.reduce_mean((1 + 4 * target) * entropy) + 0.3 * dice
+
+
+def _half(images):
+    """Which images the first head trains on: bool (N,)."""
+    return np.arange(len(images)) % 2 == 0
+
+
+def _unseen_logits(core, heads, images):
+    """Logits of each image from the head that has not trained on it: float32 (N, g, g, 1)."""
+    logits = np.empty((len(images), *core.outputs[0].shape[1:]), np.float32)
+    for is_seen, head in zip((_half(images), ~_half(images)), heads, strict=True):
+        judge = networks.wrap(core.inputs[0], head(core.outputs[1:4]), like=core)
+        logits[~is_seen] = networks.forward(judge, images[~is_seen], batch_size=32)
+    return logits
+
+
+def _batches(images, *, side, batch_size, steps, seed):
+    """``steps`` batches: images uint8 (B, side, side, 3), masks bool (B, side, side), labels int32 (B,).
+
+    The first half of a batch is made of the images of `_half`, the second half of the others.
+    """
+    halves = images[_half(images)], images[~_half(images)]
+
+    def piece(images, rng):
+        top, left = rng.integers(0, images.shape[1] - side + 1, 2)
+        return images[rng.integers(len(images)), top : top + side, left : left + side]
+
+    def example(images, rng):
+        image = vary(piece(images, rng), rng)
         mask, label = np.zeros(image.shape[:2], bool), 0
         if rng.random() < DEFECTIVE:
             kind = rng.integers(len(defects.KINDS))
             for _ in range(rng.integers(1, 4)):
-                other = images[rng.integers(len(images))]
-                image, changed = defects.add_defect(image, other, rng=rng, kind=defects.KINDS[kind])
+                image, changed = defects.add_defect(image, piece(images, rng), rng=rng, kind=defects.KINDS[kind])
                 mask |= changed
             label = 1 + kind if mask.any() else 0
         return image, mask, label
 
     def batch(step):
         rng = np.random.default_rng([seed, step])
-        images, masks, labels = zip(*(example(rng) for _ in range(batch_size)), strict=True)
+        examples = [example(halves[2 * i >= batch_size], rng) for i in range(batch_size)]
+        images, masks, labels = zip(*examples, strict=True)
         return np.stack(images), np.stack(masks), np.array(labels, np.int32)
 
     return augment.prefetch(batch, steps)
-
-
-def _calibrate(core, seen, unseen, *, false_positives, seed):
-    """What is usual: all that the `Tail` needs, from images that trained the core and others.
-
-    Returns:
-        prototypes: float32 (P, d), means of the clusters of projected features of the seen images.
-        projection, offset: float32 (C, d) and (d,), standardise the features and project on principal components.
-        moments: float64 (2, 2), mean and standard deviation of logits and of distances over unseen images.
-        levels: float64 (2,), a₀ and t of the formula.
-    """
-    rng, channels = np.random.default_rng(seed), [maps.shape[-1] for maps in core.outputs[1:3]]
-    identity = np.eye(sum(channels), dtype=np.float32)  # until there is better
-    arrays = {"projection": identity, "offset": np.zeros(len(identity), np.float32)}
-    side = core.inputs[0].shape[1]
-    per_image = -(-N_PATCHES // len(seen))
-
-    def sample(*maps):
-        features = Tail(side, arrays).project(*maps[1:])
-        features = tf.reshape(features, (len(features), -1, features.shape[-1]))
-        cells = [rng.permutation(features.shape[1])[:per_image] for _ in features]
-        return tf.gather(features, tf.constant(np.stack(cells)), axis=1, batch_dims=1)
-
-    patches = _run(core, sample, seen).reshape(-1, len(identity))[:N_PATCHES]
-    # Each resolution has the same say, however many channels it has.
-    share = np.repeat(np.power(channels, -0.5), channels)
-    scale = share / (patches.std(axis=0) + 1e-2 * patches.std() + 1e-6)
-    centre = patches.mean(axis=0)
-    standardised = (patches - centre) * scale
-    _, axes = np.linalg.eigh(standardised.T @ standardised)
-    projection = scale[:, None] * axes[:, ::-1][:, :N_DIMENSIONS]
-    projected = ((patches - centre) @ projection).astype(np.float32)
-    n_prototypes = min(N_PROTOTYPES, len(np.unique(projected.round(4), axis=0)))
-    kmeans = MiniBatchKMeans(n_prototypes, batch_size=4096, n_init=1, max_iter=30, random_state=seed).fit(projected)
-    arrays |= {
-        "projection": projection.astype(np.float32), "offset": (-centre @ projection).astype(np.float32),
-        "prototypes": kmeans.cluster_centers_.astype(np.float32),
-    }
-    logits = _run(core, lambda logits, *_: logits, unseen)
-    distances = _run(core, lambda _, *maps: Tail(side, arrays).distance(*maps), unseen)
-    arrays["moments"] = np.array([[x.mean(), max(x.std(), 1e-3)] for x in (logits, distances)], float)
-    anomalies = _run(core, Tail(side, arrays).anomaly, unseen)
-    usual = float(np.median(anomalies))
-    scores = smooth(tf.constant(anomalies), SCORE_WINDOW).numpy().max(axis=(1, 2, 3))
-    arrays["levels"] = np.array([usual, max(_limit(scores, false_positives), usual + LEAST_RISE)])
-    return arrays
-
-
-def _run(core, function, images):
-    """The function of logits, fine and coarse features, batch by batch: features of all images at once are large."""
-    parts = (networks.forward(core, images[i : i + 32], batch_size=32)[:3] for i in range(0, len(images), 32))
-    return np.concatenate([function(*map(tf.constant, part)).numpy() for part in parts])
-
-
-def _limit(scores, false_positives):
-    """Above which the stated share of further scores lies, if they are normally distributed: a prediction limit.
-
-    It is higher where few scores are known. Those far off the others are left out: a defective image may be there.
-    """
-    middle = np.median(scores)
-    spread = 1.4826 * np.median(np.abs(scores - middle)) + 1e-6
-    scores = scores[scores < middle + OUTLIER * spread]
-    n = len(scores)
-    deviation = scores.std(ddof=1) if n > 1 else 0.0
-    return float(scores.mean() + stats.t.isf(false_positives, max(n - 1, 1)) * deviation * np.sqrt(1 + 1 / n))

@@ -1,46 +1,62 @@
-"""``anomaly``: ``fit`` learns from normal images, ``explain`` finds what differs."""
+"""``anomaly``: ``fit`` learns from normal images, ``explain`` finds what differs, ``evaluate`` says how well."""
 
 import argparse
 import csv
+import json
 import re
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from utils import heatmap, imaging, runtime
 from utils.commands import common
+from utils.commands.defect_data import GOOD, find_products
 
 # Names of folders: where the normal images are, the first that matches; and where others are.
-NORMAL = tuple(re.compile(rf"({names})([-_ ]?(images|parts|samples|photos|\d+))?", re.I) for names in (
-    "train(ing)?", "good|ok|normals?|nominal|(defect|fault)s?[-_ ]?free|(no|non|without)[-_ ]?(defect|fault)(s|ive|y)?",
-))
+NORMAL = re.compile(r"train(ing)?([-_ ]?(images|parts|samples|photos|\d+))?", re.I), GOOD
 NOT_NORMAL = re.compile(
     r"(test|val|ground_?truth|gt|mask|label|annotation|bad|ng|nio|ko|not?[-_ ]?(ok|good)|(defect|fault)(?!.*free)|"
     r"abnormal|anomal|broken)(s|ive|y|ies|ous|idation|id|ing|ed)?([-_ ].*)?", re.I
 )
+
+SETTINGS = "seed", "image_size", "steps", "false_positives"  # of `AnomalyDetector.fit`
+LONG = 1.5  # times as long as the other side: squeezed into a square it looks different
+N_CALIBRATION = 50  # images, of int8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_examples(
         parser, "fit my_normal_images --out my_detector", "explain new_images --model my_detector --out explained"
     )
-    parts = parser.add_subparsers(required=True, metavar="fit|explain", dest="part")
+    parts = parser.add_subparsers(required=True, metavar="fit|explain|evaluate", dest="part")
     formatter = {"formatter_class": common.HelpFormatter}
     _add_fit(parts.add_parser("fit", help="learn what is normal, save it and its LiteRT file", **formatter))
     _add_explain(parts.add_parser("explain", help="score images, draw overlays and masks", **formatter))
+    _add_evaluate(parts.add_parser("evaluate", help="measure it on known defects", **formatter))
 
 
 def _add_fit(parser):
     common.add_examples(
         parser, "my_normal_images --out my_detector",
-        "my_normal_images --weights none --false-positives 0.02 --out my_detector",
+        "--also-normal false_alarms --out my_detector",
     )
     parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="folder of normal images, with its sub-folders; of MVTec train/good"
+        "folder", type=Path, metavar="FOLDER", nargs="?",
+        help="folder of normal images, with its sub-folders; of MVTec train/good",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="MODEL", help="where the model goes")
+    parser.add_argument(
+        "--also-normal", type=Path, metavar="FOLDER",
+        help="images that were called anomalous and are not: the threshold rises above them, nothing else changes; "
+        "without a folder of normal images to learn from, it is that of the model in --out",
+    )
     common.add_shared(parser, ["--weights", "--seed"])
-    parser.add_argument("--image-size", type=int, metavar="N", help="side of the input (default: 224, from scratch 96)")
+    parser.add_argument(
+        "--image-size", type=int, metavar="N",
+        help="side of the input (default: 224, 320 or 448, as the images have detail; from scratch 96)",
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="gradient steps (default: 150, from scratch 400)")
     parser.add_argument(
         "--false-positives", type=float, default=0.01, metavar="SHARE",
@@ -57,8 +73,21 @@ def _add_explain(parser):
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where pictures and scores.csv go")
 
 
+def _add_evaluate(parser):
+    common.add_examples(
+        parser, "mvtec/bottle", "mvtec --json numbers.json --sheets pictures", "my_product --model my_detector"
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER",
+        help="train/good, test/good, test/<kind> and ground_truth/<kind>, as of MVTec AD; or a folder of such folders",
+    )
+    parser.add_argument("--model", type=Path, metavar="MODEL", help="judge this one (default: fit one to train/)")
+    common.add_shared(parser, ["--weights", "--seed", "--threads", "--json"])
+    parser.add_argument("--sheets", type=Path, metavar="FOLDER", help="where a sheet of pictures of each product goes")
+
+
 def main(options) -> int:
-    return _fit(options) if options.part == "fit" else _explain(options)
+    return {"fit": _fit, "explain": _explain, "evaluate": _evaluate}[options.part](options)
 
 
 def find_normal(folder: Path) -> list[Path]:
@@ -96,21 +125,30 @@ def _normal(folder, left_out):
 
 
 def _fit(options) -> int:
+    from utils.anomaly import AnomalyDetector
+
+    if options.folder:
+        detector = _learn(options.folder, options)
+    elif options.also_normal:
+        common.check_kind(options.out, "anomaly")
+        detector = AnomalyDetector.load(options.out)
+    else:
+        raise ValueError("Name a folder of normal images to learn from, or --also-normal.")
+    if options.also_normal:
+        detector = detector.also_normal(_read(find_normal(options.also_normal)))
+        print(f"taken for normal, too: {detector.meta['n_corrections']} images", flush=True)
+    _write(detector, options.out, find_normal(options.folder) if options.folder else [])
+    return 130 if detector.meta["interrupted"] else 0
+
+
+def _learn(folder, options):
+    """A detector fitted to the folder's normal images."""
     from tqdm import tqdm
 
-    from utils import export
     from utils.anomaly import AnomalyDetector
 
     common.return_memory()
-    files = find_normal(options.folder)
-
-    def read():  # a generator: no more than one full photo in memory
-        skipped = []
-        for _, _, image in imaging.read_or_skip(common.with_bar(imaging.image_files(files), "reading"), skipped):
-            yield image
-        common.report_skipped(skipped, len(files))
-        options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
-
+    files = find_normal(folder)
     with tqdm(desc="training", bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}", disable=None) as bar:
 
         def show(entry):
@@ -118,14 +156,63 @@ def _fit(options) -> int:
             bar.set_postfix_str(f"{entry['seconds_left']:.0f} s left, loss {entry['loss']:.2f}", refresh=False)
             bar.update(entry["done"] - bar.n)
 
-        detector = AnomalyDetector.fit(
-            read(), weights=common.chosen_weights(options), seed=options.seed, image_size=options.image_size,
-            steps=options.steps, false_positives=options.false_positives, progress=show,
-        )
-    detector.save(options.out)
-    print(f"learnt {detector.meta['n_images']} normal images; saved in {options.out}", flush=True)
-    print(export.export_float(detector, options.out / runtime.FLOAT_FILE))
-    return 130 if detector.meta["interrupted"] else 0
+        settings = {name: getattr(options, name) for name in SETTINGS if hasattr(options, name)}
+        return AnomalyDetector.fit(_read(files), weights=common.chosen_weights(options), progress=show, **settings)
+
+
+def _read(files):
+    """The images, one by one: no more than one full photo is in memory."""
+    skipped = []
+    for number, (_, _, image) in enumerate(
+        imaging.read_or_skip(common.with_bar(imaging.image_files(files), "reading"), skipped)
+    ):
+        height, width = image.shape[:2]
+        if number == 0 and max(height, width) > LONG * min(height, width):
+            print(f"{width} × {height} pixels are squeezed into a square: small defects may get lost", file=sys.stderr)
+        yield image
+    common.report_skipped(skipped, len(files))
+
+
+def _write(detector, folder, files):
+    """Model folder and LiteRT files; int8 where there are images to calibrate on."""
+    from utils import export
+
+    folder.mkdir(parents=True, exist_ok=True)
+    detector.save(folder)
+    print(f"learnt {detector.meta['n_images']} normal images; saved in {folder}", flush=True)
+    print(export.export_float(detector, folder / runtime.FLOAT_FILE), flush=True)
+    found = imaging.read_or_skip(imaging.image_files(files[:N_CALIBRATION]), [])
+    samples = [imaging.resize(image[None], *detector.input_size) for _, _, image in found]
+    if samples:
+        samples = np.concatenate(samples)
+        print(export.export_int8(folder / runtime.FLOAT_FILE, samples, folder / runtime.INT8_FILE))
+    else:
+        (folder / runtime.INT8_FILE).unlink(missing_ok=True)
+
+
+def _evaluate(options) -> int:
+    from utils.commands import judging, report
+
+    products = find_products(options.folder)
+    if options.model:
+        common.model_file(options, "anomaly")
+    rows = []
+    for product in products:
+        with tempfile.TemporaryDirectory() as made:
+            folder = options.model or Path(made)
+            if not options.model:
+                _write(_learn(product.train, options), folder, find_normal(product.train))
+            for file in filter(Path.is_file, (folder / runtime.FLOAT_FILE, folder / runtime.INT8_FILE)):
+                explainer = runtime.Explainer(file, num_threads=options.threads)
+                named = {"name": product.name, "precision": explainer.precision}
+                rows.append(named | judging.judge(explainer, product))
+                if options.sheets and explainer.precision == "float32":
+                    options.sheets.mkdir(parents=True, exist_ok=True)
+                    judging.sheet(explainer, product).savefig(options.sheets / f"{product.name}.png")
+    print(judging.table(rows))
+    if options.json:
+        options.json.write_text(json.dumps({"products": rows, "machine": report.machine()}, indent=1) + "\n")
+    return 0
 
 
 def _explain(options) -> int:

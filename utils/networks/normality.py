@@ -1,0 +1,165 @@
+"""What is usual, learnt from normal images: all numbers that `evidence.Tail` needs.
+
+Each image is judged by what was learnt from the others, so that the numbers hold for images to come: its own patches
+are left out of the memory, it is left out of the mean and variance of its places, and the logits come from a head that
+has not trained on it.
+"""
+
+import numpy as np
+from scipy import stats
+
+from utils.networks.evidence import SCALES, SCORE_WINDOW, Tail, combine, smooth
+from utils.networks.graph import forward
+from utils.repro import keras, tf
+
+N_SAMPLES, N_PATCHES, N_DIMENSIONS = 20_000, 512, 64
+SHARED = 0.1  # of the variance over all places, added to that of each: few images know little of a place
+OUTLIER = 6.0  # robust standard deviations from the median: an image that is no normal one
+LEAST_RISE = 1.0  # of t over a₀: identical images would leave nothing between them
+LEAST_DEVIATION = 0.02  # of peaks, for the same reason; features and logits are of the order of 1
+BATCH = 16
+
+
+def fit(core: keras.Model, images: np.ndarray, logits: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """The arrays of a `Tail`, but for its levels.
+
+    Args:
+        core: of `detector.build`, trained.
+        images: uint8 (N, S, S, 3), normal, N ≥ 2.
+        logits: float32 (N, g, g, 1), of heads that have not seen the image.
+        seed: of the sample of patches.
+
+    Returns:
+        For each scale projection (C, d), offset (d,), patches (P, d), mean and inverse_variance (h, w, d), float32;
+        peaks, float64 (K, 2): mean and standard deviation of each source's highest value in an image;
+        normal_peaks, float32 (N,): the highest a of each image; usual, float32 (): the median of a.
+    """
+    arrays, evidence = {}, [logits]
+    for scale in SCALES:
+        arrays |= _projection(core, images, scale, seed=seed)
+        maps = _projected(core, images, scale, arrays)
+        patches, owners = _memory(maps, seed=seed)
+        mean, variance = maps.mean(axis=0, dtype=np.float32), maps.var(axis=0, dtype=np.float32)
+        inverse = 1 / (variance + _shared(maps))
+        values = {"patches": patches, "mean": mean, "inverse_variance": inverse}
+        arrays |= {f"{scale}_{name}": value for name, value in values.items()}
+        evidence += [_nearest_of_others(maps, patches, owners), _place_of_others(maps)]
+    arrays["peaks"] = np.array([moments(peaks(found)) for found in evidence])
+    parts = [[found[i : i + BATCH] for found in evidence] for i in range(0, len(images), BATCH)]
+    size = logits.shape[1:3]
+    a = np.concatenate([combine([tf.image.resize(x, size) for x in part], arrays["peaks"]) for part in parts])
+    return arrays | {"normal_peaks": peaks(a), "usual": np.median(a)}
+
+
+def levels(usual: float, normal_peaks: np.ndarray, false_positives: float) -> np.ndarray:
+    """a₀ and t of `anomaly`'s formula: float64 (2,)."""
+    return np.array([usual, max(limit(normal_peaks, false_positives), usual + LEAST_RISE)], float)
+
+
+def limit(peaks: np.ndarray, false_positives: float) -> float:
+    """Above which the stated share of further peaks lies, if they are normally distributed: a prediction limit.
+
+    It is higher where few peaks are known. Those far off the others are left out: a defective image may be there.
+    """
+    mean, deviation, n = _usual_moments(peaks)
+    return float(mean + stats.t.isf(false_positives, max(n - 1, 1)) * deviation * np.sqrt(1 + 1 / n))
+
+
+def moments(peaks: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation, at least `LEAST_DEVIATION`, without those far off the others."""
+    mean, deviation, _ = _usual_moments(peaks)
+    return mean, max(deviation, LEAST_DEVIATION)
+
+
+def peaks(maps: np.ndarray) -> np.ndarray:
+    """The highest value of each smoothed map (N, h, w, 1): float32 (N,)."""
+    return smooth(tf.constant(maps), SCORE_WINDOW).numpy().max(axis=(1, 2, 3))
+
+
+def _usual_moments(values):
+    middle = np.median(values)
+    spread = 1.4826 * np.median(np.abs(values - middle)) + 1e-6
+    values = values[values < middle + OUTLIER * spread]
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0, len(values)
+
+
+def _run(core, function, images):
+    """The function of the core's three maps, batch by batch: those of all images at once are large."""
+    parts = (forward(core, images[i : i + BATCH], batch_size=BATCH)[1:4] for i in range(0, len(images), BATCH))
+    return np.concatenate([function([tf.constant(maps) for maps in part]).numpy() for part in parts])
+
+
+def _projection(core, images, scale, *, seed):
+    """Standardise the scale's features and project them on principal components, as fitted to a sample of cells."""
+    channels = [core.outputs[1 + n].shape[-1] for n in SCALES[scale]]
+    n_all, rng = sum(channels), np.random.default_rng(seed)
+    raw = {f"{scale}_projection": np.eye(n_all, dtype=np.float32), f"{scale}_offset": np.zeros(n_all, np.float32)}
+    tail, per_image = Tail(core.inputs[0].shape[1], raw), -(-N_SAMPLES // len(images))
+
+    def sample(maps):
+        features = tail.project(scale, maps)
+        features = tf.reshape(features, (len(features), -1, n_all))
+        cells = [rng.permutation(features.shape[1])[:per_image] for _ in features]
+        return tf.gather(features, tf.constant(np.stack(cells)), axis=1, batch_dims=1)
+
+    cells = _run(core, sample, images).reshape(-1, n_all)
+    # Each resolution has the same say, however many channels it has.
+    scales = np.repeat(np.power(channels, -0.5), channels) / (cells.std(axis=0) + 1e-2 * cells.std() + 1e-6)
+    centre = cells.mean(axis=0)
+    standardised = (cells - centre) * scales
+    _, axes = np.linalg.eigh(standardised.T @ standardised)
+    projection = scales[:, None] * axes[:, ::-1][:, :N_DIMENSIONS]
+    arrays = {"projection": projection, "offset": -centre @ projection}
+    return {f"{scale}_{name}": value.astype(np.float32) for name, value in arrays.items()}
+
+
+def _projected(core, images, scale, arrays):
+    """Projected features of all images: float16 (N, h, w, d), half as large in memory."""
+    tail = Tail(core.inputs[0].shape[1], arrays)
+    return _run(core, lambda maps: tf.cast(tail.project(scale, maps), tf.float16), images)
+
+
+def _memory(maps, *, seed):
+    """Patches that cover a sample of all: the farthest from those chosen is next (greedy k-centre, as in PatchCore).
+
+    Returns:
+        patches: float32 (P, d), without repetitions.
+        owners: int (P,), the image each is from.
+    """
+    rng, (n, *_, dimensions) = np.random.default_rng(seed), maps.shape
+    cells = maps.reshape(-1, dimensions)
+    chosen = rng.permutation(len(cells))[:N_SAMPLES]
+    sample = cells[chosen].astype(np.float32)
+    picked = [0]
+    distances = ((sample - sample[0]) ** 2).sum(axis=1)
+    while len(picked) < N_PATCHES and distances.max() > 1e-6:
+        picked.append(int(distances.argmax()))
+        distances = np.minimum(distances, ((sample - sample[picked[-1]]) ** 2).sum(axis=1))
+    return sample[picked], chosen[picked] // (len(cells) // n)
+
+
+def _nearest_of_others(maps, patches, owners):
+    """Distance of each cell to the nearest patch of another image: float32 (N, h, w, 1)."""
+    found = []
+    for number, features in enumerate(maps.astype(np.float32)):
+        others = patches[owners != number] if (owners != number).any() else patches
+        squares = (others**2).sum(axis=1) - 2 * features @ others.T
+        found.append(np.sqrt(np.maximum((features**2).sum(axis=-1) + squares.min(axis=-1), 0)))
+    return np.stack(found)[..., None]
+
+
+def _shared(maps):
+    """What is added to the variance of each place: float32 (d,)."""
+    return SHARED * maps.var(axis=(0, 1, 2), dtype=np.float32) + 1e-6
+
+
+def _place_of_others(maps):
+    """Distance of each cell from what the other images have there: float32 (N, h, w, 1)."""
+    n, shared = len(maps), _shared(maps)
+    total, squares = maps.sum(axis=0, dtype=np.float32), (maps.astype(np.float32) ** 2).sum(axis=0)
+    found = []
+    for features in maps.astype(np.float32):
+        mean = (total - features) / (n - 1)
+        variance = np.maximum((squares - features**2) / (n - 1) - mean**2, 0)
+        found.append(np.sqrt(((features - mean) ** 2 / (variance + shared)).mean(axis=-1)))
+    return np.stack(found)[..., None]
