@@ -28,7 +28,7 @@ import numpy as np
 from utils import arcface, augment, imaging, networks, repro
 from utils.networks import model_folder, normality
 from utils.networks.detector import LAYERS, build, map_head
-from utils.networks.evidence import SOURCES, Tail
+from utils.networks.evidence import SOURCES, TRUSTED, Tail
 from utils.render import defects
 from utils.render.camera import vary
 from utils.repro import keras, tf
@@ -102,7 +102,7 @@ class AnomalyDetector:
         )
         repro.seed_everything(seed)
         core, unseen, prototypes, interrupted = _train(spec, weights, images, steps=steps, seed=seed, progress=progress)
-        arrays = normality.fit(core, images, unseen, seed=seed)
+        arrays = normality.fit(core, images, unseen, n_trusted=TRUSTED[spec.backbone], seed=seed)
         meta = {
             "network": spec.asdict(), "false_positives": false_positives, "n_images": len(images), "seed": int(seed),
             "steps": steps, "weights": None if weights is None else Path(weights).name, "interrupted": interrupted,

@@ -81,7 +81,7 @@ def export_int8(float_file: str | os.PathLike, images: np.ndarray, path: str | o
     samples = imaging.resize(images[chosen], *metadata["image_size"])
     content = Path(float_file).read_bytes()[: metadata["bytes"]]
     # The converter gives the outputs, and so the tail's last operators, names of its own.
-    content = quantise(content, samples, float_parts=(TAIL, "anomaly_tail", "StatefulPartitionedCall"))
+    content = quantise(content, samples, float_parts=(TAIL, "StatefulPartitionedCall"))
     return _write(path, content, metadata | {"precision": "int8"})
 
 

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/anomaly.py circles [--seeds 0 1 2]   # drawn rings, from scratch
     python tests/benchmarks/anomaly.py photos                    # photos of scikit-image with pasted damage
+    python tests/benchmarks/anomaly.py real --data FOLDER            # real defects, each source of evidence alone
     python tests/benchmarks/anomaly.py speed                     # beside a bare forward pass, and as LiteRT
 
 Measures: AUROC of images and of pixels, AP of pixels (all together), AUPRO up to a false-positive rate of 0.3. Beside
@@ -18,6 +19,7 @@ half of them, scratches, stains and spots. Needs ImageNet weights in $IMAGENET_W
 import argparse
 import math
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,6 +28,9 @@ import cv2
 import numpy as np
 
 from utils import anomaly, imaging, metrics, networks, repro, runtime
+from utils.commands import defect_data, judging
+from utils.commands.anomaly import find_normal
+from utils.networks.normality import peaks
 from utils.render import rings
 from utils.repro import keras, tf
 
@@ -33,6 +38,7 @@ COLUMNS = ("image AUROC", "pixel AUROC", "pixel AP", "AUPRO")
 N_FIT, N_TEST, SIZE = 200, 200, 96
 TEXTURES, OBJECTS = ("brick", "grass", "gravel", "moon"), ("coins", "coffee", "camera")
 DAMAGE = ("scratch", "crack", "stain", "crack", "spot", "crack")
+MEMORY_LAYERS = anomaly.LAYERS["mobilenet_v2"][1:]
 PHOTO_SIZE, N_PHOTOS, N_PHOTOS_TEST = 224, 60, 48
 
 
@@ -108,7 +114,7 @@ def judge_circles(options):
              "images / inside defects {:.4f}".format(*values[4:]))
         networks_tried = {"patch memory, same network": backbone(detector)}
         if network := imagenet(PHOTO_SIZE):
-            networks_tried["patch memory, ImageNet at 224"] = network, anomaly.LAYERS["mobilenet_v2"][1:]
+            networks_tried["patch memory, ImageNet at 224"] = network, MEMORY_LAYERS
         for name, (network, layers) in networks_tried.items():
             values = measure(*patch_memory(network, layers, normal, images), masks)
             rows.setdefault(name, []).append(values)
@@ -197,7 +203,7 @@ def judge_photos(options):
     print(" " * 34 + "".join(f"{name:>13s}" for name in COLUMNS))
     for name in options.names:
         normal, images, masks = photos(name)
-        values = measure(*patch_memory(network, anomaly.LAYERS["mobilenet_v2"][1:], normal, images), masks)
+        values = measure(*patch_memory(network, MEMORY_LAYERS, normal, images), masks)
         show(f"patch memory, {name}", values)
         rows["patch memory"].append(values)
         detector = anomaly.AnomalyDetector.fit(normal, "imagenet", steps=options.steps)
@@ -208,6 +214,54 @@ def judge_photos(options):
         rows["detector"].append(values)
     for name, values in rows.items():
         show(f"{name}, mean", np.mean(values, axis=0))
+
+
+def real(product):
+    """Normal images to fit, a list; images to judge by, uint8, and masks, bool, at 224 × 224."""
+    side = PHOTO_SIZE, PHOTO_SIZE
+    normal = [imaging.read_image(path) for path in find_normal(product.train)]
+    paths, masks = product.normal + product.defective, [None] * len(product.normal) + product.masks
+    images = [imaging.read_image(path) for path in paths]
+    masks = [judging.shrink(defect_data.read_mask(m, image), side) for m, image in zip(masks, images, strict=True)]
+    return normal, images, np.stack(masks)
+
+
+def judge_real(options):
+    """Data sets of real defects: the detector, its sources alone, the patch memory on 224 × 224."""
+    rows, network, side = {}, imagenet(PHOTO_SIZE), (PHOTO_SIZE, PHOTO_SIZE)
+    if network is None:
+        sys.exit("real needs ImageNet weights in $IMAGENET_WEIGHTS.")
+    print(" " * 34 + "".join(f"{name:>13s}" for name in COLUMNS))
+    for product in defect_data.find_products(options.data):
+        normal, images, masks = real(product)
+        small, seen = (np.concatenate([imaging.resize(x[None], *side) for x in part]) for part in (normal, images))
+        values = measure(*patch_memory(network, MEMORY_LAYERS, small, seen), masks)
+        show(f"patch memory, {product.name}", values)
+        rows.setdefault("patch memory", []).append(values)
+        for seed in options.seeds:
+            start = time.perf_counter()
+            detector = anomaly.AnomalyDetector.fit(normal, "imagenet", seed=seed, steps=options.steps)
+            seconds = time.perf_counter() - start
+            found = [detector.explain(image) for image in images]
+            maps = np.concatenate([imaging.resize(one.heatmaps, *side) for one in found])
+            scores = np.concatenate([one.scores for one in found])
+            at = judging.image_measures(scores, masks.any(axis=(1, 2)))
+            values = [*measure(scores, maps, masks), at["found"], at["false_alarms"]]
+            show(f"detector, seed {seed}", values[:4], "found {:.3f}, false alarms {:.3f}, at {} pixels, fit {:.0f} s"
+                 .format(*values[4:], detector.input_size[0], seconds))
+            rows.setdefault("detector", []).append(values)
+            for name, z in _evidence(detector, images, side).items():
+                values = measure(peaks(z[..., None]), z - z.min(), masks)
+                show(f"  {name} alone", values)
+                rows.setdefault(name, []).append(values)
+    for name, values in rows.items():
+        mean = np.mean(values, axis=0)
+        show(f"{name}, mean", mean[:4], " ".join(f"{value:.3f}" for value in mean[4:]))
+
+
+def _evidence(detector, images, side):
+    found = [{name: imaging.resize(z, *side) for name, z in detector.evidence(image).items()} for image in images]
+    return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
 def judge_speed(options):
@@ -221,7 +275,7 @@ def judge_speed(options):
         frame = rng.integers(0, 255, (side, side, 3)).astype(np.uint8)
         detector = anomaly.AnomalyDetector.fit(frame[None].repeat(4, 0), weights, image_size=side, steps=1)
         core = detector.core
-        bare = keras.Model(core.inputs[0], core.outputs[2:])
+        bare = keras.Model(core.inputs[0], core.outputs[3:])
         tensor = tf.constant(frame[None], tf.float32)
         run = networks.compiled(bare)
         with tempfile.TemporaryDirectory() as folder:
@@ -242,13 +296,15 @@ def judge_speed(options):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("circles", "photos", "speed"))
+    parser.add_argument("what", choices=("circles", "photos", "real", "speed"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--names", nargs="+", default=[*TEXTURES, *OBJECTS], help="photos to take")
+    parser.add_argument("--data", type=Path, help="folder of data sets, as `anomaly evaluate` takes it")
     parser.add_argument("--steps", type=int, help="of the training")
     parser.add_argument("--rounds", type=int, default=51)
     options = parser.parse_args()
-    {"circles": judge_circles, "photos": judge_photos, "speed": judge_speed}[options.what](options)
+    judges = {"circles": judge_circles, "photos": judge_photos, "real": judge_real, "speed": judge_speed}
+    judges[options.what](options)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ NOT_NORMAL = re.compile(
 
 SETTINGS = "seed", "image_size", "steps", "false_positives"  # of `AnomalyDetector.fit`
 LONG = 1.5  # times as long as the other side: squeezed into a square it looks different
-N_CALIBRATION = 50  # images, of int8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +74,7 @@ def _add_explain(parser):
 
 def _add_evaluate(parser):
     common.add_examples(
-        parser, "mvtec/bottle", "mvtec --json numbers.json --sheets pictures", "my_product --model my_detector"
+        parser, "mvtec --json numbers.json --sheets pictures", "my_product --model my_detector"
     )
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER",
@@ -137,7 +136,7 @@ def _fit(options) -> int:
     if options.also_normal:
         detector = detector.also_normal(_read(find_normal(options.also_normal)))
         print(f"taken for normal, too: {detector.meta['n_corrections']} images", flush=True)
-    _write(detector, options.out, find_normal(options.folder) if options.folder else [])
+    _write(detector, options.out)
     return 130 if detector.meta["interrupted"] else 0
 
 
@@ -173,21 +172,14 @@ def _read(files):
     common.report_skipped(skipped, len(files))
 
 
-def _write(detector, folder, files):
-    """Model folder and LiteRT files; int8 where there are images to calibrate on."""
+def _write(detector, folder):
+    """Model folder and LiteRT file."""
     from utils import export
 
     folder.mkdir(parents=True, exist_ok=True)
     detector.save(folder)
     print(f"learnt {detector.meta['n_images']} normal images; saved in {folder}", flush=True)
     print(export.export_float(detector, folder / runtime.FLOAT_FILE), flush=True)
-    found = imaging.read_or_skip(imaging.image_files(files[:N_CALIBRATION]), [])
-    samples = [imaging.resize(image[None], *detector.input_size) for _, _, image in found]
-    if samples:
-        samples = np.concatenate(samples)
-        print(export.export_int8(folder / runtime.FLOAT_FILE, samples, folder / runtime.INT8_FILE))
-    else:
-        (folder / runtime.INT8_FILE).unlink(missing_ok=True)
 
 
 def _evaluate(options) -> int:
@@ -201,14 +193,12 @@ def _evaluate(options) -> int:
         with tempfile.TemporaryDirectory() as made:
             folder = options.model or Path(made)
             if not options.model:
-                _write(_learn(product.train, options), folder, find_normal(product.train))
-            for file in filter(Path.is_file, (folder / runtime.FLOAT_FILE, folder / runtime.INT8_FILE)):
-                explainer = runtime.Explainer(file, num_threads=options.threads)
-                named = {"name": product.name, "precision": explainer.precision}
-                rows.append(named | judging.judge(explainer, product))
-                if options.sheets and explainer.precision == "float32":
-                    options.sheets.mkdir(parents=True, exist_ok=True)
-                    judging.sheet(explainer, product).savefig(options.sheets / f"{product.name}.png")
+                _write(_learn(product.train, options), folder)
+            explainer = runtime.Explainer(folder / runtime.FLOAT_FILE, num_threads=options.threads)
+            rows.append({"name": product.name} | judging.judge(explainer, product))
+            if options.sheets:
+                options.sheets.mkdir(parents=True, exist_ok=True)
+                judging.sheet(explainer, product).savefig(options.sheets / f"{product.name}.png")
     print(judging.table(rows))
     if options.json:
         options.json.write_text(json.dumps({"products": rows, "machine": report.machine()}, indent=1) + "\n")

@@ -33,7 +33,7 @@ def judge(explainer: runtime.Explainer, product: Product) -> dict:
         seconds.append(time.perf_counter() - start)
         scores.append(result.scores[0])
         maps.append(imaging.resize(result.heatmaps, *explainer.input_size)[0])
-        masks.append(_shrink(read_mask(mask, image), explainer.input_size))
+        masks.append(shrink(read_mask(mask, image), explainer.input_size))
     defective = np.arange(len(files)) >= len(product.normal)
     return image_measures(np.array(scores), defective) | {"milliseconds": 1000 * float(np.median(seconds))} | (
         {name: None for name in ("pixel_auroc", "pixel_ap", "aupro")} if None in product.masks
@@ -60,17 +60,20 @@ def pixel_measures(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     }
 
 
+def shrink(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The mask, bool (H, W), at another size; what covers less than half a pixel leaves one where it is most."""
+    small = imaging.resize(mask[None].astype(np.float32), *size)[0]
+    return small >= min(0.5, small.max()) if mask.any() else np.zeros(size, bool)
+
+
 def table(rows: Iterable[dict]) -> str:
-    """A line for each result, with its name first; the mean below where there are several."""
+    """A line for each result, its name first; below, where there are several, the mean of those that have a value."""
     rows = list(rows)
-    for precision in dict.fromkeys(row["precision"] for row in rows):
-        same = [row for row in rows if row["precision"] == precision]
-        if len(same) > 1:
-            mean = {key: None if any(row[key] is None for row in same) else np.mean([row[key] for row in same])
-                    for key in COLUMNS}
-            rows.append({"name": "mean", "precision": precision} | mean)
-    body = [[row["name"], row["precision"], *(_shown(key, row[key]) for key in COLUMNS)] for row in rows]
-    return "\n".join(report.markdown(["product", "file", *COLUMNS.values()], body))
+    if len(rows) > 1:
+        known = {key: [row[key] for row in rows if row[key] is not None] for key in COLUMNS}
+        rows.append({"name": "mean"} | {key: np.mean(values) if values else None for key, values in known.items()})
+    body = [[row["name"], *(_shown(key, row[key]) for key in COLUMNS)] for row in rows]
+    return "\n".join(report.markdown(["product", *COLUMNS.values()], body))
 
 
 def sheet(explainer: runtime.Explainer, product: Product):
@@ -82,12 +85,6 @@ def sheet(explainer: runtime.Explainer, product: Product):
     titles = [product.kinds[n] for n in chosen], [f"{result.scores[0]:.2f} {result.names[0]}" for result in results]
     heat = [result.heatmaps[0] for result in results]
     return plotting.image_grid([images, heat, masks], ["defective", "heat", "mask"], titles=list(titles))
-
-
-def _shrink(mask, size):
-    """The mask at another size; what covers less than half a pixel leaves one where it is most."""
-    small = imaging.resize(mask[None].astype(np.float32), *size)[0]
-    return small >= min(0.5, small.max()) if mask.any() else np.zeros(size, bool)
 
 
 def _shown(key, value):

@@ -13,8 +13,9 @@ wherever a source is as high in normal images as in others, and
 
     a = log(1 + Σ log(1 + exp z))
 
-adds what is left of all sources: useless evidence adds next to nothing, two sources that agree add up. The outer
-logarithm leaves all orders as they are; it keeps the heat of strong defects apart.
+adds what is left of all sources: useless evidence adds little, two sources that agree add up. The outer logarithm
+leaves all orders as they are; it keeps the heat of strong defects apart. Only `TRUSTED` sources are added: features
+that were trained from scratch on artificial defects say little about others.
 """
 
 import numpy as np
@@ -24,6 +25,7 @@ from utils.repro import keras, tf
 SCALES = {"fine": (0, 1, 2), "coarse": (2,)}  # the maps each is made of
 CELLS = {"fine": 1, "coarse": 2}  # the map whose cells it has
 SOURCES = ("learnt", *(f"{kind} {scale}" for scale in SCALES for kind in ("nearest", "place")))
+TRUSTED = {"small_resnet": 1, "mobilenet_v2": len(SOURCES)}  # the first so many
 SCORE_WINDOW, FEATURE_WINDOW = 2, 3  # cells, sides of what is averaged
 
 
@@ -40,7 +42,7 @@ class Tail(keras.layers.Layer):
         self.side, self.arrays = side, arrays
 
     def call(self, logits, *maps):
-        a = combine(self.evidence(logits, *maps), self.arrays["peaks"])
+        a = combine(self.evidence(logits, *maps), self.arrays["peaks"][: int(self.arrays["n_trusted"])])
         usual, threshold = map(float, self.arrays["levels"])
         peak = tf.reduce_max(smooth(a, SCORE_WINDOW), axis=(1, 2, 3))  # (N,)
         rise = tf.nn.relu(tf.image.resize(a, (self.side,) * 2) - usual) / (threshold - usual)
@@ -85,9 +87,9 @@ class Tail(keras.layers.Layer):
 
 
 def combine(evidence, peaks):
-    """a of the formula: float32 (N, g, g, 1), of each source's map and, (K, 2), mean and deviation of its peaks."""
+    """a of the formula: float32 (N, g, g, 1), of maps and, (K, 2), mean and deviation of the first K sources' peaks."""
     total = 0.0
-    for found, (mean, deviation) in zip(evidence, np.asarray(peaks).tolist(), strict=True):
+    for found, (mean, deviation) in zip(evidence, np.asarray(peaks).tolist(), strict=False):
         z = (found - mean) / deviation
         total += tf.nn.relu(z) + tf.math.log(1 + tf.exp(-tf.abs(z)))  # log(1 + exp z) that cannot overflow
     return tf.math.log(1 + total)

@@ -20,13 +20,16 @@ LEAST_DEVIATION = 0.02  # of peaks, for the same reason; features and logits are
 BATCH = 16
 
 
-def fit(core: keras.Model, images: np.ndarray, logits: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+def fit(
+    core: keras.Model, images: np.ndarray, logits: np.ndarray, *, n_trusted: int, seed: int
+) -> dict[str, np.ndarray]:
     """The arrays of a `Tail`, but for its levels.
 
     Args:
         core: of `detector.build`, trained.
         images: uint8 (N, S, S, 3), normal, N ≥ 2.
         logits: float32 (N, g, g, 1), of heads that have not seen the image.
+        n_trusted: the first so many of `evidence.SOURCES` are added up.
         seed: of the sample of patches.
 
     Returns:
@@ -45,10 +48,10 @@ def fit(core: keras.Model, images: np.ndarray, logits: np.ndarray, *, seed: int)
         arrays |= {f"{scale}_{name}": value for name, value in values.items()}
         evidence += [_nearest_of_others(maps, patches, owners), _place_of_others(maps)]
     arrays["peaks"] = np.array([moments(peaks(found)) for found in evidence])
-    parts = [[found[i : i + BATCH] for found in evidence] for i in range(0, len(images), BATCH)]
-    size = logits.shape[1:3]
-    a = np.concatenate([combine([tf.image.resize(x, size) for x in part], arrays["peaks"]) for part in parts])
-    return arrays | {"normal_peaks": peaks(a), "usual": np.median(a)}
+    trusted, size = arrays["peaks"][:n_trusted], logits.shape[1:3]
+    parts = [[found[i : i + BATCH] for found in evidence[:n_trusted]] for i in range(0, len(images), BATCH)]
+    a = np.concatenate([combine([tf.image.resize(x, size) for x in part], trusted) for part in parts])
+    return arrays | {"normal_peaks": peaks(a), "usual": np.median(a), "n_trusted": np.array(n_trusted)}
 
 
 def levels(usual: float, normal_peaks: np.ndarray, false_positives: float) -> np.ndarray:
