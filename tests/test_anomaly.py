@@ -12,6 +12,7 @@ from utils import anomaly, export, imaging, networks, runtime
 from utils.__main__ import main
 from utils.anomaly import AnomalyDetector
 from utils.commands import demo
+from utils.networks import detector as detector_net
 from utils.networks import evidence, normality
 from utils.render import rings
 
@@ -163,10 +164,18 @@ def test_a_correction_moves_the_threshold_and_nothing_else(detector, normal):
 
 def test_the_input_is_as_large_as_the_detail_needs(rng):
     coarse = imaging.resize(rng.integers(0, 255, (1, 20, 30, 3)).astype(np.uint8), 800, 1200)
-    assert anomaly.side_for(coarse) == anomaly.side_for(coarse[:, :100, :100]) == 224
-    assert anomaly.side_for(rng.integers(0, 255, (1, 300, 340, 3)).astype(np.uint8)) == 320
-    assert anomaly.side_for(rng.integers(0, 255, (1, 600, 700, 3)).astype(np.uint8)) == 448
-    assert anomaly.side_for(np.full((1, 999, 999, 3), 7, np.uint8)) == 224
+    noise = rng.integers(0, 255, (1, 600, 700, 3)).astype(np.uint8)
+    assert detector_net.side_for([coarse]) == detector_net.side_for([coarse[:, :100, :100]]) == 224
+    assert detector_net.side_for([noise[:, :300, :340]]) == 320
+    assert detector_net.side_for([noise]) == detector_net.side_for([coarse, noise, noise]) == 448
+    assert detector_net.side_for([noise, coarse, coarse]) == 224
+    assert detector_net.side_for([np.full((1, 999, 999, 3), 7, np.uint8)]) == 224
+
+
+def test_images_become_squares_of_one_side(rng):
+    images = [rng.integers(0, 255, (side, 500, 3)).astype(np.uint8) for side in (300, 600)]
+    for side, expected in ((64, 64), (None, 448)):
+        assert anomaly._prepare(images, side).shape == (2, expected, expected, 3)
 
 
 def test_large_images_train_in_pieces(rng):

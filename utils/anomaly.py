@@ -20,14 +20,13 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from utils import arcface, augment, imaging, networks, repro
 from utils.networks import model_folder, normality
-from utils.networks.detector import LAYERS, build, map_head
+from utils.networks.detector import LAYERS, SIDES, build, map_head, side_for
 from utils.networks.evidence import SOURCES, TRUSTED, Tail
 from utils.render import defects
 from utils.render.camera import vary
@@ -39,8 +38,6 @@ WEIGHTS_FILE, ARRAYS_FILE = "network.weights.h5", "anomaly.npz"
 CLASS_NAMES = ("normal", *defects.KINDS)
 ARCFACE_WEIGHT = 0.1  # of its loss
 DEFECTIVE = 0.7  # of a batch
-SIDES = 224, 320, 448  # of the input of a network with weights
-DETAIL_LOST = 0.1  # of an image's standard deviation may be lost by a resize to its input
 CORRECTION = 1e-3  # how far above an image that is normal, too, the threshold lies: rounding must not matter
 CROP = 224  # the largest piece of an image to train on
 
@@ -78,7 +75,7 @@ class AnomalyDetector:
             weights: None trains a small network from scratch; "imagenet" or a weights file takes MobileNetV2 as it is
                 and trains only what is behind it: better for photos.
             image_size: S the network works at, a multiple of 16; None: 96 from scratch, with weights the smallest
-                that keeps the detail of the first image, see `side_for`.
+                that keeps the images' detail, see `detector.side_for`.
             steps: of the training; None: 400 from scratch, 150 with weights.
             false_positives: share of normal images that may be called anomalous.
             progress: called after every tenth of the training, as of `repro.pace`, with the loss.
@@ -196,29 +193,15 @@ def _check_settings(image_size, steps, false_positives):
 
 
 def _prepare(images, side):
-    """Normal images of any sizes as uint8 (N, side, side, 3); None: of a side that the first one tells."""
-    images = map(imaging.check_images, images)
-    first = next(images, None)
-    if first is not None and side is None:
-        side = side_for(first)
-    small = [] if first is None else [imaging.resize(image, side, side) for image in chain([first], images)]
-    if len(small) < 2:
-        raise ValueError(f"Expected at least 2 normal images, better 20 or more. Received: {len(small)}")
-    return np.concatenate(small)
-
-
-def side_for(image: np.ndarray) -> int:
-    """The smallest of `SIDES` at which the image, uint8 RGB (1, H, W, 3), keeps its detail; the largest if none does.
-
-    Detail is lost where the image differs from itself made small and large again: at most `DETAIL_LOST` of the image's
-    standard deviation may be.
-    """
-    height, width = image.shape[1:3]
-    for side in SIDES[:-1]:
-        again = imaging.resize(imaging.resize(image, side, side), height, width).astype(float)
-        if side * side >= height * width or (again - image).std() <= DETAIL_LOST * image.std():
-            return side
-    return SIDES[-1]
+    """Normal images of any sizes as uint8 (N, side, side, 3); None: of the side that they need."""
+    held, largest = [], side or SIDES[-1]
+    for image in map(imaging.check_images, images):
+        is_small = side is None and image.shape[1] * image.shape[2] <= largest**2
+        held.append(image if is_small else imaging.resize(image, largest, largest))
+    if len(held) < 2:
+        raise ValueError(f"Expected at least 2 normal images, better 20 or more. Received: {len(held)}")
+    side = side or side_for(held)
+    return np.concatenate([imaging.resize(image, side, side) for image in held])
 
 
 def _train(spec, weights, images, *, steps, seed, progress):
