@@ -109,7 +109,7 @@ def test_an_image_is_judged_by_the_others_alone(rng):
     maps = rng.normal(size=(5, 3, 3, 4)).astype(np.float16)
     patches, owners = normality._memory(maps, seed=0)
     assert len(patches) == 45 and sorted(owners) == sorted(np.repeat(np.arange(5), 9))
-    near, place = normality._nearest_of_others(maps, patches, owners), normality._place_of_others(maps)
+    near, place = normality._nearest_of_others(maps, patches, owners), normality._places(maps)[0]
     numbers = maps.astype(np.float64)
     for i in range(5):
         others = np.delete(numbers, i, axis=0)

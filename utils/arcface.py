@@ -215,15 +215,17 @@ def _run(scores, trainer, batches, evaluate, *, look_at, average, progress):
                 mean = _blend(mean, scores.get_weights(), min(1, EVERY / min(average, step)))
             if step not in look_at:
                 continue
-            newest = scores.get_weights()
-            scores.set_weights(mean or newest)
+            if mean:
+                newest = scores.get_weights()
+                scores.set_weights(mean)
             history.append({"loss": float(np.mean(losses))} | evaluate() | repro.pace(step, look_at[-1], start))
             losses.clear()
             # By loss, which a few confident errors dominate, early weights win, and they generalise worse.
             entry, bar = history[-1], best.entry["validation_accuracy"] if best else 0
             if np.isfinite(entry["validation_loss"]) and entry["validation_accuracy"] >= bar:
-                best = _Best(entry, mean or newest)
-            scores.set_weights(newest)
+                best = _Best(entry, scores.get_weights())
+            if mean:
+                scores.set_weights(newest)
             progress(history[-1])
     except KeyboardInterrupt:
         return history, best, True

@@ -133,3 +133,11 @@ def test_corrections_on_the_command_line(model, images, tmp_path, capsys):
     assert not any(one.is_anomaly[0] for one in result)
     assert main(["anomaly", "fit", "--out", str(folder)]) == 2
     assert "--also-normal" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_told_before_the_training(mvtec, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(anomaly.AnomalyDetector, "fit", lambda *_, **__: pytest.fail("trained"))
+    fit = ["anomaly", "fit", str(mvtec), "--out", str(tmp_path / "model"), "--also-normal", str(tmp_path / "nowhere")]
+    assert main(fit) == 2 and "nowhere" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["anomaly", "evaluate", str(mvtec), "--json", str(tmp_path / "file" / "numbers.json")]) == 2

@@ -126,28 +126,34 @@ def _normal(folder, left_out):
 def _fit(options) -> int:
     from utils.anomaly import AnomalyDetector
 
+    corrections = find_normal(options.also_normal) if options.also_normal else []  # before the training
     if options.folder:
-        detector = _learn(options.folder, options)
+        detector = _learn(options.folder, options, options.out)
     elif options.also_normal:
         common.check_kind(options.out, "anomaly")
         detector = AnomalyDetector.load(options.out)
     else:
         raise ValueError("Name a folder of normal images to learn from, or --also-normal.")
-    if options.also_normal:
-        detector = detector.also_normal(_read(find_normal(options.also_normal)))
+    if corrections:
+        detector = detector.also_normal(_read(corrections))
         print(f"taken for normal, too: {detector.meta['n_corrections']} images", flush=True)
     _write(detector, options.out)
     return 130 if detector.meta["interrupted"] else 0
 
 
-def _learn(folder, options):
-    """A detector fitted to the folder's normal images."""
+def _learn(folder, options, out):
+    """A detector fitted to the folder's normal images, to be written into the folder ``out``."""
     from tqdm import tqdm
 
     from utils.anomaly import AnomalyDetector
 
     common.return_memory()
     files = find_normal(folder)
+
+    def read():
+        yield from _read(files)
+        out.mkdir(parents=True, exist_ok=True)  # better now than after the training
+
     with tqdm(desc="training", bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}", disable=None) as bar:
 
         def show(entry):
@@ -156,7 +162,7 @@ def _learn(folder, options):
             bar.update(entry["done"] - bar.n)
 
         settings = {name: getattr(options, name) for name in SETTINGS if hasattr(options, name)}
-        return AnomalyDetector.fit(_read(files), weights=common.chosen_weights(options), progress=show, **settings)
+        return AnomalyDetector.fit(read(), weights=common.chosen_weights(options), progress=show, **settings)
 
 
 def _read(files):
@@ -176,7 +182,6 @@ def _write(detector, folder):
     """Model folder and LiteRT file."""
     from utils import export
 
-    folder.mkdir(parents=True, exist_ok=True)
     detector.save(folder)
     print(f"learnt {detector.meta['n_images']} normal images; saved in {folder}", flush=True)
     print(export.export_float(detector, folder / runtime.FLOAT_FILE), flush=True)
@@ -188,16 +193,18 @@ def _evaluate(options) -> int:
     products = find_products(options.folder)
     if options.model:
         common.model_file(options, "anomaly")
+    common.prepare_results(options)
+    if options.sheets:
+        options.sheets.mkdir(parents=True, exist_ok=True)
     rows = []
     for product in products:
         with tempfile.TemporaryDirectory() as made:
             folder = options.model or Path(made)
             if not options.model:
-                _write(_learn(product.train, options), folder)
+                _write(_learn(product.train, options, folder), folder)
             explainer = runtime.Explainer(folder / runtime.FLOAT_FILE, num_threads=options.threads)
             rows.append({"name": product.name} | judging.judge(explainer, product))
             if options.sheets:
-                options.sheets.mkdir(parents=True, exist_ok=True)
                 judging.sheet(explainer, product).savefig(options.sheets / f"{product.name}.png")
     print(judging.table(rows))
     if options.json:

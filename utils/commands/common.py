@@ -148,8 +148,8 @@ def chosen_weights(options) -> str | None:
 
 
 def prepare_results(options) -> None:
-    """Make the folders of --json and --plot: better now than after the measurements."""
-    for path in (options.json, options.plot):
+    """Make the folders of --json and, where there is such an option, --plot: better now than after the measurements."""
+    for path in (options.json, getattr(options, "plot", None)):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
 

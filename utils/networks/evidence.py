@@ -42,7 +42,8 @@ class Tail(keras.layers.Layer):
         self.side, self.arrays = side, arrays
 
     def call(self, logits, *maps):
-        a = combine(self.evidence(logits, *maps), self.arrays["peaks"][: int(self.arrays["n_trusted"])])
+        n_trusted = int(self.arrays["n_trusted"])
+        a = combine(self.evidence(logits, *maps)[:n_trusted], self.arrays["peaks"][:n_trusted])
         usual, threshold = map(float, self.arrays["levels"])
         peak = tf.reduce_max(smooth(a, SCORE_WINDOW), axis=(1, 2, 3))  # (N,)
         rise = tf.nn.relu(tf.image.resize(a, (self.side,) * 2) - usual) / (threshold - usual)
@@ -87,9 +88,9 @@ class Tail(keras.layers.Layer):
 
 
 def combine(evidence, peaks):
-    """a of the formula: float32 (N, g, g, 1), of maps and, (K, 2), mean and deviation of the first K sources' peaks."""
+    """a of the formula: float32 (N, g, g, 1), of each source's map and, (K, 2), mean and deviation of its peaks."""
     total = 0.0
-    for found, (mean, deviation) in zip(evidence, np.asarray(peaks).tolist(), strict=False):
+    for found, (mean, deviation) in zip(evidence, np.asarray(peaks).tolist(), strict=True):
         z = (found - mean) / deviation
         total += tf.nn.relu(z) + tf.math.log(1 + tf.exp(-tf.abs(z)))  # log(1 + exp z) that cannot overflow
     return tf.math.log(1 + total)

@@ -37,16 +37,13 @@ def fit(
         peaks, float64 (K, 2): mean and standard deviation of each source's highest value in an image;
         normal_peaks, float32 (N,): the highest a of each image; usual, float32 (): the median of a.
     """
-    arrays, evidence = {}, [logits]
-    for scale in SCALES:
-        arrays |= _projection(core, images, scale, seed=seed)
-        maps = _projected(core, images, scale, arrays)
+    arrays, evidence = _projections(core, images, seed=seed), [logits]
+    for scale, maps in _projected(core, images, arrays).items():
         patches, owners = _memory(maps, seed=seed)
-        mean, variance = maps.mean(axis=0, dtype=np.float32), maps.var(axis=0, dtype=np.float32)
-        inverse = 1 / (variance + _shared(maps))
+        places, mean, inverse = _places(maps)
         values = {"patches": patches, "mean": mean, "inverse_variance": inverse}
         arrays |= {f"{scale}_{name}": value for name, value in values.items()}
-        evidence += [_nearest_of_others(maps, patches, owners), _place_of_others(maps)]
+        evidence += [_nearest_of_others(maps, patches, owners), places]
     arrays["peaks"] = np.array([moments(peaks(found)) for found in evidence])
     trusted, size = arrays["peaks"][:n_trusted], logits.shape[1:3]
     parts = [[found[i : i + BATCH] for found in evidence[:n_trusted]] for i in range(0, len(images), BATCH)]
@@ -87,39 +84,52 @@ def _usual_moments(values):
 
 
 def _run(core, function, images):
-    """The function of the core's three maps, batch by batch: those of all images at once are large."""
-    parts = (forward(core, images[i : i + BATCH], batch_size=BATCH)[1:4] for i in range(0, len(images), BATCH))
-    return np.concatenate([function([tf.constant(maps) for maps in part]).numpy() for part in parts])
+    """For each scale the function of it and the core's three maps, in one pass, batch by batch: all maps are large."""
+    parts = {scale: [] for scale in SCALES}
+    for i in range(0, len(images), BATCH):
+        maps = [tf.constant(level) for level in forward(core, images[i : i + BATCH], batch_size=BATCH)[1:4]]
+        for scale, part in parts.items():
+            part.append(function(scale, maps).numpy())
+    return {scale: np.concatenate(part) for scale, part in parts.items()}
 
 
-def _projection(core, images, scale, *, seed):
-    """Standardise the scale's features and project them on principal components, as fitted to a sample of cells."""
-    channels = [core.outputs[1 + n].shape[-1] for n in SCALES[scale]]
-    n_all, rng = sum(channels), np.random.default_rng(seed)
-    raw = {f"{scale}_projection": np.eye(n_all, dtype=np.float32), f"{scale}_offset": np.zeros(n_all, np.float32)}
+def _projections(core, images, *, seed):
+    """Standardise each scale's features and project them on principal components, as fitted to a sample of cells."""
+    channels = {scale: [core.outputs[1 + n].shape[-1] for n in levels] for scale, levels in SCALES.items()}
+    widths, raw = {scale: sum(parts) for scale, parts in channels.items()}, {}
+    for scale, width in widths.items():
+        raw |= {f"{scale}_projection": np.eye(width, dtype=np.float32), f"{scale}_offset": np.zeros(width, np.float32)}
     tail, per_image = Tail(core.inputs[0].shape[1], raw), -(-N_SAMPLES // len(images))
+    rngs = {scale: np.random.default_rng(seed) for scale in SCALES}
 
-    def sample(maps):
+    def sample(scale, maps):
         features = tail.project(scale, maps)
-        features = tf.reshape(features, (len(features), -1, n_all))
-        cells = [rng.permutation(features.shape[1])[:per_image] for _ in features]
+        features = tf.reshape(features, (len(features), -1, widths[scale]))
+        cells = [rngs[scale].permutation(features.shape[1])[:per_image] for _ in features]
         return tf.gather(features, tf.constant(np.stack(cells)), axis=1, batch_dims=1)
 
-    cells = _run(core, sample, images).reshape(-1, n_all)
+    arrays = {}
+    for scale, cells in _run(core, sample, images).items():
+        projection, offset = _principal(cells.reshape(-1, widths[scale]), channels[scale])
+        arrays |= {f"{scale}_projection": projection, f"{scale}_offset": offset}
+    return arrays
+
+
+def _principal(cells, channels):
+    """Projection (C, d) and offset (d,) of features (n, C) of resolutions with so many channels each, float32."""
     # Each resolution has the same say, however many channels it has.
     scales = np.repeat(np.power(channels, -0.5), channels) / (cells.std(axis=0) + 1e-2 * cells.std() + 1e-6)
     centre = cells.mean(axis=0)
     standardised = (cells - centre) * scales
     _, axes = np.linalg.eigh(standardised.T @ standardised)
     projection = scales[:, None] * axes[:, ::-1][:, :N_DIMENSIONS]
-    arrays = {"projection": projection, "offset": -centre @ projection}
-    return {f"{scale}_{name}": value.astype(np.float32) for name, value in arrays.items()}
+    return projection.astype(np.float32), (-centre @ projection).astype(np.float32)
 
 
-def _projected(core, images, scale, arrays):
-    """Projected features of all images: float16 (N, h, w, d), half as large in memory."""
+def _projected(core, images, arrays):
+    """Projected features of all images, for each scale float16 (N, h, w, d), half as large in memory."""
     tail = Tail(core.inputs[0].shape[1], arrays)
-    return _run(core, lambda maps: tf.cast(tail.project(scale, maps), tf.float16), images)
+    return _run(core, lambda scale, maps: tf.cast(tail.project(scale, maps), tf.float16), images)
 
 
 def _memory(maps, *, seed):
@@ -144,25 +154,30 @@ def _memory(maps, *, seed):
 def _nearest_of_others(maps, patches, owners):
     """Distance of each cell to the nearest patch of another image: float32 (N, h, w, 1)."""
     found = []
-    for number, features in enumerate(maps.astype(np.float32)):
+    for number, features in enumerate(map(np.float32, maps)):
         others = patches[owners != number] if (owners != number).any() else patches
         squares = (others**2).sum(axis=1) - 2 * features @ others.T
         found.append(np.sqrt(np.maximum((features**2).sum(axis=-1) + squares.min(axis=-1), 0)))
     return np.stack(found)[..., None]
 
 
-def _shared(maps):
-    """What is added to the variance of each place: float32 (d,)."""
-    return SHARED * maps.var(axis=(0, 1, 2), dtype=np.float32) + 1e-6
+def _places(maps):
+    """What is usual at each place.
 
+    Returns:
+        distance of each cell from what the other images have there, float32 (N, h, w, 1);
+        mean and inverse variance over all images, float32 (h, w, d), a share of the variance over all places added.
+    """
+    n, shared = len(maps), SHARED * maps.var(axis=(0, 1, 2), dtype=np.float32) + 1e-6
+    total, squares = maps.sum(axis=0, dtype=np.float32), sum(np.float32(features) ** 2 for features in maps)
 
-def _place_of_others(maps):
-    """Distance of each cell from what the other images have there: float32 (N, h, w, 1)."""
-    n, shared = len(maps), _shared(maps)
-    total, squares = maps.sum(axis=0, dtype=np.float32), (maps.astype(np.float32) ** 2).sum(axis=0)
+    def moments_of(total, squares, n):
+        mean = total / n
+        return mean, np.maximum(squares / n - mean**2, 0) + shared
+
     found = []
-    for features in maps.astype(np.float32):
-        mean = (total - features) / (n - 1)
-        variance = np.maximum((squares - features**2) / (n - 1) - mean**2, 0)
-        found.append(np.sqrt(((features - mean) ** 2 / (variance + shared)).mean(axis=-1)))
-    return np.stack(found)[..., None]
+    for features in map(np.float32, maps):
+        mean, variance = moments_of(total - features, squares - features**2, n - 1)
+        found.append(np.sqrt(((features - mean) ** 2 / variance).mean(axis=-1)))
+    mean, variance = moments_of(total, squares, n)
+    return np.stack(found)[..., None], mean, 1 / variance
