@@ -404,7 +404,7 @@ def test_a_detector_of_anomalies_shows_score_and_threshold(chromium, serve, rng,
     from utils.render import rings
 
     rings = rings.render_rings([rings.NORMAL] * 12, 64)[0]
-    file = export.export_float(anomaly.AnomalyDetector.fit(rings, image_size=32, steps=2), tmp_path / "rings.tflite")
+    file = export.export_float(anomaly.AnomalyDetector.fit(rings, image_size=32, steps=40), tmp_path / "rings.tflite")
     explainer, tab = runtime.Explainer(file), chromium.tab(camera=True, before=browser.RECORD)
     tab.open(serve(file))
     tab.wait("document.getElementById('state').textContent.startsWith('Knows')")
