@@ -105,14 +105,15 @@ def test_features_from_scratch_are_not_trusted(detector, normal):
     np.testing.assert_allclose(detector.explain(normal).scores, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_an_image_is_judged_by_the_others_alone(rng):
-    maps = rng.normal(size=(5, 3, 3, 4)).astype(np.float16)
+@pytest.mark.parametrize("photos", [[0, 1, 2, 3, 4], [0, 0, 1, 2, 2]])
+def test_a_photo_is_judged_by_the_others_alone(rng, photos):
+    maps, photos = rng.normal(size=(5, 3, 3, 4)).astype(np.float16), np.array(photos)
     patches, owners = normality._memory(maps, seed=0)
     assert len(patches) == 45 and sorted(owners) == sorted(np.repeat(np.arange(5), 9))
-    near, place = normality._nearest_of_others(maps, patches, owners), normality._places(maps)[0]
-    numbers = maps.astype(np.float64)
+    near = normality._nearest_of_others(maps, patches, photos, photos[owners])
+    place, numbers = normality._places(maps, photos)[0], maps.astype(np.float64)
     for i in range(5):
-        others = np.delete(numbers, i, axis=0)
+        others = numbers[photos != photos[i]]
         gaps = np.linalg.norm(numbers[i][:, :, None] - others.reshape(-1, 4), axis=-1)
         np.testing.assert_allclose(near[i, ..., 0], gaps.min(axis=-1), rtol=1e-3)
         variance = others.var(axis=0) + normality.SHARED * numbers.var(axis=(0, 1, 2))
@@ -175,13 +176,13 @@ def test_the_input_is_as_large_as_the_detail_needs(rng):
 def test_images_become_squares_of_one_side(rng):
     images = [rng.integers(0, 255, (side, 500, 3)).astype(np.uint8) for side in (300, 600)]
     for side, expected in ((64, 64), (None, 448)):
-        assert anomaly._prepare(images, side).shape == (2, expected, expected, 3)
+        assert anomaly._prepare(images, side, None, None)[0].shape == (2, expected, expected, 3)
 
 
 def test_large_images_train_in_pieces(rng):
     images = rng.integers(0, 255, (4, 64, 64, 3)).astype(np.uint8)
     images[::2, 0, 0] = 7
-    (batch, masks, labels), *_ = anomaly._batches(images, side=32, batch_size=6, steps=1, seed=0)
+    (batch, masks, labels), *_ = anomaly._batches((images[::2], images[1::2]), side=32, batch_size=6, steps=1, seed=0)
     assert batch.shape == (6, 32, 32, 3) and masks.shape == (6, 32, 32) and labels.shape == (6,)
     assert masks.any(axis=(1, 2)).tolist() == (labels > 0).tolist()
 

@@ -19,24 +19,24 @@ this is fitted to images that took no part in what judges them (see `networks.no
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from utils import arcface, augment, imaging, networks, repro
-from utils.networks import model_folder, normality
-from utils.networks.detector import LAYERS, SIDES, build, map_head, side_for
+from utils import augment, imaging, networks, repro
+from utils.networks import angular, model_folder, normality
+from utils.networks.detector import LAYERS, SIDES, build, map_head, side_for, side_of_tile, training_step
 from utils.networks.evidence import SOURCES, TRUSTED, Tail
 from utils.render import defects
 from utils.render.camera import vary
 from utils.repro import keras, tf
 from utils.runtime import AnomalyResult
+from utils.views import Views
 
 FORMAT = 2
 WEIGHTS_FILE, ARRAYS_FILE = "network.weights.h5", "anomaly.npz"
 CLASS_NAMES = ("normal", *defects.KINDS)
-ARCFACE_WEIGHT = 0.1  # of its loss
 DEFECTIVE = 0.7  # of a batch
 CORRECTION = 1e-3  # how far above an image that is normal, too, the threshold lies: rounding must not matter
 CROP = 224  # the largest piece of an image to train on
@@ -50,10 +50,12 @@ class AnomalyDetector:
         core: keras.Model, its trainable part: → logits (N, g, g, 1), maps of three resolutions, embedding (N, D).
         arrays: dict of what was fitted besides, see `normality.fit`.
         meta: dict, what `save` writes beside the arrays.
+        views: what the network sees of a photo.
     """
 
     def __init__(self, core, arrays, meta):
         self.core, self.arrays, self.meta = core, arrays, meta
+        self.views = Views.from_dict(meta.get("views", {}))
         tail = Tail(core.inputs[0].shape[1], arrays)
         outputs = tail(*core.outputs[:4])
         self.network = keras.Model(core.inputs[0], [outputs["scores"], outputs["heatmap"]], name="anomaly_detector")
@@ -62,6 +64,7 @@ class AnomalyDetector:
     def fit(
         cls, normal_images: np.ndarray | Iterable[np.ndarray], weights: str | os.PathLike | None = None, *,
         seed: int = 0, image_size: int | None = None, steps: int | None = None, false_positives: float = 0.01,
+        region: np.ndarray | Sequence[int] | None = None, tile: int | None = None,
         progress: Callable[[dict], None] = lambda entry: None,
     ) -> "AnomalyDetector":
         """Learn what is normal.
@@ -75,13 +78,17 @@ class AnomalyDetector:
             weights: None trains a small network from scratch; "imagenet" or a weights file takes MobileNetV2 as it is
                 and trains only what is behind it: better for photos.
             image_size: S the network works at, a multiple of 16; None: 96 from scratch, with weights the smallest
-                that keeps the images' detail, see `detector.side_for`.
+                that keeps the images' detail, see `detector.side_for`, or that of a tile.
             steps: of the training; None: 400 from scratch, 150 with weights.
             false_positives: share of normal images that may be called anomalous.
+            region: what to look at, in pixels of the first image: left, top, right and bottom, or a mask, bool (H, W).
+            tile: cut the images into overlapping squares of so many pixels, for small defects in large photos. An
+                image's score is that of its worst tile. None: an image is seen as a whole.
             progress: called after every tenth of the training, as of `repro.pace`, with the loss.
 
         Raises:
-            ValueError: fewer than two images, what is no image, or settings out of range.
+            ValueError: fewer than two images, what is no image, an image smaller than a tile, a region without a
+                pixel, or settings out of range.
             FileNotFoundError: no such weights.
 
         Example:
@@ -92,17 +99,21 @@ class AnomalyDetector:
         """
         steps = (150 if weights else 400) if steps is None else steps
         _check_settings(image_size, steps, false_positives)
-        images = _prepare(normal_images, image_size or (None if weights else 96))
+        side = image_size or (side_of_tile(tile) if weights else 96)
+        images, photos, views = _prepare(normal_images, side, region, tile)
         spec = networks.Spec(
             backbone="mobilenet_v2" if weights else "small_resnet", image_size=images.shape[1], embedding_size=64,
             last_layer=LAYERS["mobilenet_v2"][-1] if weights else None,
         )
         repro.seed_everything(seed)
-        core, unseen, prototypes, interrupted = _train(spec, weights, images, steps=steps, seed=seed, progress=progress)
-        arrays = normality.fit(core, images, unseen, n_trusted=TRUSTED[spec.backbone], seed=seed)
+        halves = images[photos % 2 == 0], images[photos % 2 == 1]
+        core, heads, prototypes, interrupted = _train(spec, weights, halves, steps=steps, seed=seed, progress=progress)
+        unseen = _unseen_logits(core, heads, images, photos)
+        arrays = normality.fit(core, images, unseen, photos=photos, n_trusted=TRUSTED[spec.backbone], seed=seed)
         meta = {
-            "network": spec.asdict(), "false_positives": false_positives, "n_images": len(images), "seed": int(seed),
-            "steps": steps, "weights": None if weights is None else Path(weights).name, "interrupted": interrupted,
+            "network": spec.asdict(), "views": views.asdict(), "false_positives": false_positives, "seed": int(seed),
+            "n_images": int(photos[-1]) + 1, "steps": steps, "weights": None if weights is None else Path(weights).name,
+            "interrupted": interrupted,
         }
         arrays["levels"] = normality.levels(arrays["usual"], arrays["normal_peaks"], false_positives)
         return cls(core, arrays | {"class_prototypes": prototypes}, meta)
@@ -115,8 +126,9 @@ class AnomalyDetector:
     def explain(self, images: np.ndarray, batch_size: int = 32) -> AnomalyResult:
         """Score, verdict and heat map of each image, uint8 RGB (N, H, W, 3) or (H, W, 3) of any size."""
         images = imaging.check_images(images)
-        scores, maps = networks.forward(self.network, imaging.resize(images, *self.input_size), batch_size=batch_size)
-        return AnomalyResult(scores, imaging.resize(maps, *images.shape[1:3]))
+        seen = self.views.cut(images, *self.input_size)
+        scores, maps = networks.forward(self.network, seen, batch_size=batch_size)
+        return AnomalyResult(*self.views.join(scores, maps, images.shape))
 
     def evidence(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """How unusual each source finds each place; images as in `explain`.
@@ -126,11 +138,11 @@ class AnomalyDetector:
             it is below 0, even a normal image has a place as unusual.
         """
         images = imaging.check_images(images)
-        outputs = networks.forward(self.core, imaging.resize(images, *self.input_size), batch_size=32)[:4]
+        outputs = networks.forward(self.core, self.views.cut(images, *self.input_size), batch_size=32)[:4]
         found = Tail(self.input_size[0], self.arrays).evidence(*map(tf.constant, outputs))
         maps = [(e.numpy()[..., 0] - mean) / deviation for e, (mean, deviation) in
                 zip(found, self.arrays["peaks"].tolist(), strict=True)]
-        return {name: imaging.resize(z, *images.shape[1:3]) for name, z in zip(SOURCES, maps, strict=True)}
+        return {name: self.views.join(z[:, 0, 0], z, images.shape)[1] for name, z in zip(SOURCES, maps, strict=True)}
 
     def also_normal(self, images: Iterable[np.ndarray]) -> "AnomalyDetector":
         """A detector that takes these images for normal, too; nothing but its threshold differs.
@@ -159,7 +171,7 @@ class AnomalyDetector:
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K) of `CLASS_NAMES`: what ArcFace learnt, for Grad-CAM to differentiate."""
         embedding = networks.wrap(self.core.inputs[0], self.core.outputs[4], like=self.core)
-        return arcface.with_prototypes(embedding, self.arrays["class_prototypes"])
+        return angular.with_prototypes(embedding, self.arrays["class_prototypes"])
 
     def save(self, folder: str | os.PathLike, **info) -> None:
         """Write the detector into the folder (made if need be), and ``info``, as JSON, into its ``meta.json``."""
@@ -192,38 +204,43 @@ def _check_settings(image_size, steps, false_positives):
         raise ValueError(f"false_positives must lie in (0, 0.5). Received: {false_positives!r}")
 
 
-def _prepare(images, side):
-    """Normal images of any sizes as uint8 (N, side, side, 3); None: of the side that they need."""
-    held, largest = [], side or SIDES[-1]
+def _prepare(images, side, region, tile):
+    """What the network sees of normal images of any sizes.
+
+    Returns:
+        uint8 (M, side, side, 3), of the side that they need where it is None; of each the number of its photo, (M,);
+        and the `Views`.
+    """
+    held, largest, views = [], side or SIDES[-1], None
     for image in map(imaging.check_images, images):
-        is_small = side is None and image.shape[1] * image.shape[2] <= largest**2
-        held.append(image if is_small else imaging.resize(image, largest, largest))
+        views = views or Views.of(image.shape[1:], region, tile)
+        height, width = views.size(image.shape[1:])
+        is_small = side is None and height * width <= largest**2
+        held.append(views.cut(image, *((height, width) if is_small else (largest, largest))))
     if len(held) < 2:
         raise ValueError(f"Expected at least 2 normal images, better 20 or more. Received: {len(held)}")
     side = side or side_for(held)
-    return np.concatenate([imaging.resize(image, side, side) for image in held])
+    photos = np.repeat(np.arange(len(held)), [len(part) for part in held])
+    return np.concatenate([imaging.resize(part, side, side) for part in held]), photos, views
 
 
-def _train(spec, weights, images, *, steps, seed, progress):
-    """Train a core on artificial defects, and two more heads, each on half of the images, to judge the other half.
+def _train(spec, weights, halves, *, steps, seed, progress):
+    """Train a core on artificial defects, and two more heads, each on one of the halves, to judge the other one.
 
-    The loss: cross-entropy of the map's cells, changed ones counted up to five times; the Dice loss of the same, for
-    which small defects do not matter less; and ArcFace. Of large images pieces are trained on: small defects stay
-    small, and it takes no longer.
+    Of large images pieces are trained on: small defects stay small, and it takes no longer.
 
     Returns:
-        the core; of each image the logits of the head that has not seen it, float32 (N, g, g, 1); the class
-        prototypes (D, K); and whether Ctrl-C came.
+        the core; the two heads; the class prototypes (D, K); and whether Ctrl-C came.
     """
     side = min(spec.image_size, CROP)
     core = build(dataclasses.replace(spec, image_size=side), weights, seed=seed)
     channels = [maps.shape[-1] for maps in core.outputs[1:4]]
     heads = [map_head(channels, seed=seed + half) for half in (1, 2)]
-    head = arcface.ArcFace(len(CLASS_NAMES))
+    head = angular.ArcFace(len(CLASS_NAMES))
     head.build(core.outputs[4].shape)
     head.kernel.assign(keras.initializers.GlorotUniform(seed)(head.kernel.shape))
-    step = _step(core, heads, head, steps=steps)
-    batches = _batches(images, side=side, batch_size=16 if weights else 32, steps=steps, seed=seed)
+    step = training_step(core, heads, head, steps=steps)
+    batches = _batches(halves, side=side, batch_size=16 if weights else 32, steps=steps, seed=seed)
     losses, start, interrupted = [], time.perf_counter(), False
     try:
         for number, batch in enumerate(batches, 1):
@@ -236,61 +253,24 @@ def _train(spec, weights, images, *, steps, seed, progress):
     if side < spec.image_size:
         pieces, core = core, build(spec, seed=seed)
         core.set_weights(pieces.get_weights())
-    return core, _unseen_logits(core, heads, images), head.kernel.numpy(), interrupted
+    return core, heads, head.kernel.numpy(), interrupted
 
 
-def _step(core, heads, head, *, steps):
-    """A step of the training: images, masks and labels of a batch → loss."""
-    variables = [head.kernel, *(variable for part in (core, *heads) for variable in part.trainable_variables)]
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps), amsgrad=True)
-    optimizer.build(variables)
-    cell = core.inputs[0].shape[1] // core.outputs[0].shape[1]
-
-    @tf.function(reduce_retracing=True)
-    def step(images, masks, labels):
-        # A thin line fills no cell: half a cell counts as a whole one.
-        target = tf.minimum(1.0, 2 * tf.nn.avg_pool2d(tf.cast(masks, tf.float32)[..., None], cell, cell, "VALID"))
-        with tf.GradientTape() as tape:
-            logits, *maps, embeddings = core(tf.cast(images, tf.float32), training=True)
-            angular = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, head(embeddings, labels))
-            loss = _map_loss(logits, target) + ARCFACE_WEIGHT * tf.reduce_mean(angular)
-            half = len(images) // 2
-            for part, judge in zip((slice(half), slice(half, None)), heads, strict=True):
-                seen = judge([tf.stop_gradient(level[part]) for level in maps], training=True)
-                loss += _map_loss(seen, target[part])
-        optimizer.apply(tape.gradient(loss, variables), variables)
-        return loss
-
-    return step
-
-
-def _map_loss(logits, target):
-    found = tf.sigmoid(logits)
-    dice = 1 - (2 * tf.reduce_sum(found * target) + 1) / (tf.reduce_sum(found) + tf.reduce_sum(target) + 1)
-    entropy = tf.nn.sigmoid_cross_entropy_with_logits(target, logits)
-    return tf.reduce_mean((1 + 4 * target) * entropy) + 0.3 * dice
-
-
-def _half(images):
-    """Which images the first head trains on: bool (N,)."""
-    return np.arange(len(images)) % 2 == 0
-
-
-def _unseen_logits(core, heads, images):
-    """Logits of each image from the head that has not trained on it: float32 (N, g, g, 1)."""
+def _unseen_logits(core, heads, images, photos):
+    """Logits of each image from the head that has not trained on its photo: float32 (M, g, g, 1)."""
     logits = np.empty((len(images), *core.outputs[0].shape[1:]), np.float32)
-    for is_seen, head in zip((_half(images), ~_half(images)), heads, strict=True):
+    for half, head in enumerate(heads):
+        unseen = photos % 2 != half
         judge = networks.wrap(core.inputs[0], head(core.outputs[1:4]), like=core)
-        logits[~is_seen] = networks.forward(judge, images[~is_seen], batch_size=32)
+        logits[unseen] = networks.forward(judge, images[unseen], batch_size=32)
     return logits
 
 
-def _batches(images, *, side, batch_size, steps, seed):
+def _batches(halves, *, side, batch_size, steps, seed):
     """``steps`` batches: images uint8 (B, side, side, 3), masks bool (B, side, side), labels int32 (B,).
 
-    The first half of a batch is made of the images of `_half`, the second half of the others.
+    Each half of a batch is made of images of one of the halves.
     """
-    halves = images[_half(images)], images[~_half(images)]
 
     def piece(images, rng):
         top, left = rng.integers(0, images.shape[1] - side + 1, 2)

@@ -23,8 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import imaging
-from utils.masks import foreground_masks, hand_mask
 from utils.render import hands
+from utils.render.masks import foreground_masks, hand_mask
 
 NONE = hands.NONE  # the class of images without an object
 

@@ -45,7 +45,7 @@ def export_float(model: FasterGradCAM | AnomalyDetector, path: str | os.PathLike
     if isinstance(model, AnomalyDetector):
         outputs = dict(zip(runtime.OUTPUTS["anomaly"], model.network(image), strict=True))
         metadata |= {"kind": "anomaly", "class_names": list(runtime.VERDICTS)}
-        metadata["false_positives"] = model.meta["false_positives"]
+        metadata |= {"false_positives": model.meta["false_positives"], "views": model.views.asdict()}
     else:
         metadata |= {"class_names": list(model.class_names), "layer": model.meta["layer"]}
         network, tail = model.network, cells.linear_tail(cells.embedding_of(model.network))
@@ -106,9 +106,11 @@ def _write(path, content, metadata, model=None):
 
 def _try_out(path, metadata, model):
     """ValueError unless the file runs, and says of an image what the model says."""
-    image = np.random.default_rng(0).integers(0, 256, (1, *metadata["image_size"], 3)).astype(np.uint8)
     try:
-        scores = runtime.Explainer(path).explain(image).scores
+        explainer = runtime.Explainer(path)
+        size = np.maximum(metadata["image_size"], explainer.views.smallest())
+        image = np.random.default_rng(0).integers(0, 256, (1, *size, 3)).astype(np.uint8)
+        scores = explainer.explain(image).scores
     except RuntimeError:
         scores = np.array(np.nan)
     if not np.isfinite(scores).all() or (model and not np.allclose(scores, model.explain(image).scores, 0.01, 0.01)):

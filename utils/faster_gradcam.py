@@ -32,9 +32,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.cluster import KMeans
 
-from utils import arcface, gradcam, heatmap, imaging, networks, repro
+from utils import gradcam, heatmap, imaging, networks, repro
 from utils.data import NONE
-from utils.networks import model_folder
+from utils.networks import angular, model_folder
 from utils.networks.discriminant import Discriminant, contrasts, weigh
 from utils.repro import keras
 from utils.runtime import Explanation
@@ -256,7 +256,7 @@ class FasterGradCAM:
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K): what exact Grad-CAM differentiates, with this explainer's prototypes."""
         embedding = networks.wrap(self.network.inputs[0], self.network.outputs[1], like=self.network)
-        return arcface.with_prototypes(embedding, self.prototypes)
+        return angular.with_prototypes(embedding, self.prototypes)
 
     def save(self, folder: str | os.PathLike, **info) -> None:
         """Write network, clusters and ``meta.json`` into the folder (made if need be).
@@ -387,7 +387,7 @@ def _check_layers(network, layers):
 def _classifier(network, images, labels, class_names):
     """The network with prototypes: its own, or where it ends in an embedding, the mean unit embedding per class."""
     n_classes = len(class_names)
-    if not isinstance(network.layers[-1], arcface.ArcFace):
+    if not isinstance(network.layers[-1], angular.ArcFace):
         if networks.find_logits(network):
             raise ValueError(
                 "Expected a network that ends in ArcFace or in an embedding. "
@@ -395,7 +395,7 @@ def _classifier(network, images, labels, class_names):
             )
         embeddings = _unit(networks.forward(network, images))
         means = [embeddings[labels == k].mean(axis=0) for k in range(n_classes)]
-        return arcface.with_prototypes(network, np.stack(means, axis=1))
+        return angular.with_prototypes(network, np.stack(means, axis=1))
     if network.layers[-1].n_classes != n_classes:
         raise ValueError(f"The network has {network.layers[-1].n_classes} classes. Received: class names {class_names}")
     return network

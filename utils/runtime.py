@@ -20,6 +20,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from utils import imaging, similarity
 from utils.similarity import Cells, Comparison
+from utils.views import Views
 
 FLOAT_FILE, INT8_FILE, META_FILE = "explainer.tflite", "explainer_int8.tflite", "meta.json"  # in a model folder
 FORMAT = 1
@@ -98,6 +99,7 @@ class Explainer:
         metadata: dict, all that the file says about itself.
         projection: float32 (C, D), from maps to embedding, see `similarity`; None: the file has none.
         network_seconds: time the graph took in the last call of `explain`, mean over its images.
+        views: what the network sees of a photo.
 
     Example:
         >>> from utils import imaging
@@ -120,7 +122,7 @@ class Explainer:
         self.kind = self.metadata.get("kind", "label")
         self.class_names = tuple(map(imaging.printable, self.metadata["class_names"]))
         self.input_size = tuple(self.metadata["image_size"])
-        self.precision = self.metadata["precision"]
+        self.precision, self.views = self.metadata["precision"], Views.from_dict(self.metadata.get("views", {}))
         self.network_seconds = math.nan
         with silent_stderr():  # it announces its CPU kernels there
             self._interpreter = Interpreter(os.fsencode(path), num_threads=num_threads)
@@ -138,20 +140,17 @@ class Explainer:
     def explain(self, images: np.ndarray) -> Explanation | AnomalyResult:
         """Label (or anomaly score) and heat map of each image, uint8 RGB (N, H, W, 3) or (H, W, 3) of any size."""
         images = imaging.check_images(images)
-        height, width = images.shape[1:3]
         self.network_seconds = 0.0
-        parts = [self._run(image) for image in imaging.resize(images, *self.input_size)]
+        parts = [self._run(image) for image in self.views.cut(images, *self.input_size)]
         self.network_seconds /= len(images)
         # A single image, the camera's case, is spared the copy.
         results = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-        scores, *more, heatmaps = results
-        heatmaps = imaging.resize(heatmaps, height, width)
         if self.kind == "anomaly":
-            return AnomalyResult(scores, heatmaps)
-        embeddings, clusters = more
+            return AnomalyResult(*self.views.join(*results, images.shape))
+        scores, embeddings, clusters, heatmaps = results
         return Explanation(
-            labels=scores.argmax(axis=1), class_names=self.class_names, scores=scores, heatmaps=heatmaps,
-            clusters=clusters, embeddings=embeddings,
+            labels=scores.argmax(axis=1), class_names=self.class_names, scores=scores, clusters=clusters,
+            embeddings=embeddings, heatmaps=imaging.resize(heatmaps, *images.shape[1:3]),
         )
 
     def cells(self, image: np.ndarray) -> Cells:

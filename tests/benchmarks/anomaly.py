@@ -2,7 +2,8 @@
 
     python tests/benchmarks/anomaly.py circles [--seeds 0 1 2]   # drawn rings, from scratch
     python tests/benchmarks/anomaly.py photos                    # photos of scikit-image with pasted damage
-    python tests/benchmarks/anomaly.py real --data FOLDER            # real defects, each source of evidence alone
+    python tests/benchmarks/anomaly.py real --data FOLDER        # real defects, each source of evidence alone
+    python tests/benchmarks/anomaly.py tiles --data FOLDER       # the same, 12 pixels wide in photos of 2,000
     python tests/benchmarks/anomaly.py speed                     # beside a bare forward pass, and as LiteRT
 
 Measures: AUROC of images and of pixels, AP of pixels (all together), AUPRO up to a false-positive rate of 0.3. Beside
@@ -40,6 +41,7 @@ TEXTURES, OBJECTS = ("brick", "grass", "gravel", "moon"), ("coins", "coffee", "c
 DAMAGE = ("scratch", "crack", "stain", "crack", "spot", "crack")
 MEMORY_LAYERS = anomaly.LAYERS["mobilenet_v2"][1:]
 PHOTO_SIZE, N_PHOTOS, N_PHOTOS_TEST = 224, 60, 48
+LARGE, TINY, N_MOSAICS, N_TINY = 2000, 12, 20, 20
 
 
 def patch_memory(network, layers, normal, images):
@@ -264,6 +266,45 @@ def _evidence(detector, images, side):
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
+def mosaics(product, n, rng):
+    """Photos of `LARGE` × `LARGE`, each of random normal images of a data set side by side; and further ones, each with
+    a real defect, `TINY` × `TINY` pixels large."""
+    side = LARGE // 4
+    normal = [imaging.resize(imaging.read_image(path)[None], side, side)[0] for path in find_normal(product.train)]
+
+    def mosaic():
+        chosen = [normal[i] for i in rng.integers(len(normal), size=16)]
+        return np.vstack([np.hstack(chosen[4 * row : 4 * row + 4]) for row in range(4)])
+
+    known = [pair for pair in zip(product.defective, product.masks, strict=True) if pair[1]]
+    photos = [mosaic() for _ in range(N_MOSAICS + 2 * n)]
+    for photo, (path, mask) in zip(photos[N_MOSAICS + n :], rng.permutation(known), strict=False):
+        image = imaging.read_image(path)
+        x, y, width, height = cv2.boundingRect(defect_data.read_mask(mask, image).astype(np.uint8))
+        tiny = imaging.resize(image[None, y : y + height, x : x + width], TINY, TINY)[0]
+        y, x = rng.integers(0, LARGE - TINY, 2)
+        photo[y : y + TINY, x : x + TINY] = tiny
+    return photos[:N_MOSAICS], photos[N_MOSAICS:]
+
+
+def judge_tiles(options):
+    """Image AUROC where defects are tiny: photos squeezed into the input, and cut into tiles."""
+    for product in defect_data.find_products(options.data):
+        normal, images = mosaics(product, N_TINY, np.random.default_rng(0))
+        defective = np.arange(len(images)) >= N_TINY
+        for name, how in (("squeezed to 224", {"image_size": PHOTO_SIZE}), ("tiles of 224", {"tile": PHOTO_SIZE})):
+            start = time.perf_counter()
+            detector = anomaly.AnomalyDetector.fit(normal, "imagenet", seed=options.seeds[0], **how)
+            middle = time.perf_counter()
+            scores = np.array([detector.explain(image).scores[0] for image in images])
+            at = judging.image_measures(scores, defective)
+            print(
+                f"{product.name}, {name}: image AUROC {at['image_auroc']:.3f}, found {at['found']:.2f}, false alarms "
+                f"{at['false_alarms']:.2f}, fit {middle - start:.0f} s, "
+                f"{(time.perf_counter() - middle) / len(images):.2f} s an image", flush=True
+            )
+
+
 def judge_speed(options):
     """The whole `explain` beside the bare forward pass of the network up to where the detector ends; LiteRT."""
     import tempfile
@@ -296,14 +337,16 @@ def judge_speed(options):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("circles", "photos", "real", "speed"))
+    parser.add_argument("what", choices=("circles", "photos", "real", "tiles", "speed"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--names", nargs="+", default=[*TEXTURES, *OBJECTS], help="photos to take")
     parser.add_argument("--data", type=Path, help="folder of data sets, as `anomaly evaluate` takes it")
     parser.add_argument("--steps", type=int, help="of the training")
     parser.add_argument("--rounds", type=int, default=51)
     options = parser.parse_args()
-    judges = {"circles": judge_circles, "photos": judge_photos, "real": judge_real, "speed": judge_speed}
+    judges = {
+        "circles": judge_circles, "photos": judge_photos, "real": judge_real, "tiles": judge_tiles, "speed": judge_speed
+    }
     judges[options.what](options)
 
 

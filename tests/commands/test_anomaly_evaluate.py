@@ -69,6 +69,37 @@ def test_the_layout_with_masks_beside(images, tmp_path):
     assert not defect_data.read_mask(None, broken[0]).any()
 
 
+def test_a_region_and_tiles(mvtec, tmp_path, capsys):
+    """The model folder and the exported file look at the same part of a photo."""
+    mask = np.zeros((48, 48, 3), np.uint8)
+    mask[4:44, 4:44] = 255
+    imaging.write_image(tmp_path / "look.png", mask)
+    arguments = ["--weights", "none", "--image-size", "32", "--steps", "2", "--tile", "30"]
+    roi = ["--roi", str(tmp_path / "look.png")]
+    assert main(["anomaly", "fit", str(mvtec / "train"), "--out", str(tmp_path / "m"), *arguments, *roi]) == 0
+    photo = imaging.read_image(mvtec / "test" / "cross" / "000.png")
+    expected = anomaly.AnomalyDetector.load(tmp_path / "m").explain(photo)
+    found = runtime.Explainer(tmp_path / "m" / runtime.FLOAT_FILE).explain(photo)
+    np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=1e-3)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3)
+    assert not found.heatmaps[0, :4].any() and not found.heatmaps[0, :, 44:].any() and found.heatmaps.any()
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["--roi", "60", "0", "70", "40"], "holds no pixel of the photos, of 48 × 48"),
+        (["--roi", "1", "2", "3"], "left, top, right and bottom in pixels, or the file of a mask. Received: 1 2 3"),
+        (["--roi", "nowhere.png"], "There is no image file nowhere.png"),
+        (["--tile", "49"], "must fit into what is looked at, 48 × 48"),
+    ],
+)
+def test_a_region_or_tiles_that_cannot_be(mvtec, tmp_path, capsys, arguments, problem):
+    assert main(["anomaly", "fit", str(mvtec / "train"), "--out", str(tmp_path / "m"), *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert problem in error
+
+
 def test_what_is_measured(mvtec, model, tmp_path, capsys):
     arguments = [str(mvtec), "--model", str(model), "--json", str(tmp_path / "n.json"), "--sheets", str(tmp_path / "s")]
     assert main(["anomaly", "evaluate", *arguments]) == 0

@@ -80,6 +80,15 @@ def test_class_names_are_no_markup(tmp_path):
     assert json.loads(settings)["metadata"]["class_names"] == ODD_NAMES
 
 
+def test_a_detector_that_looks_at_tiles_gets_no_page(tmp_path, rng):
+    from utils import anomaly, export
+
+    photos = rng.integers(0, 256, (2, 40, 40, 3)).astype(np.uint8)
+    detector = anomaly.AnomalyDetector.fit(photos, image_size=32, steps=1, tile=32)
+    with pytest.raises(ValueError, match="whole pictures; this detector was fitted with --roi or --tile"):
+        web.page(export.export_float(detector, tmp_path / "tiles.tflite"))
+
+
 def test_export_writes_one_page_or_nothing(tmp_path, capsys):
     path = tmp_path / "new" / "page.html"
     assert main(["demo", "--export", str(path), "--int8", "--mode", "box"]) == 0

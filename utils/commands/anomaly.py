@@ -21,7 +21,7 @@ NOT_NORMAL = re.compile(
     r"abnormal|anomal|broken)(s|ive|y|ies|ous|idation|id|ing|ed)?([-_ ].*)?", re.I
 )
 
-SETTINGS = "seed", "image_size", "steps", "false_positives"  # of `AnomalyDetector.fit`
+SETTINGS = "seed", "image_size", "steps", "false_positives", "tile"  # of `AnomalyDetector.fit`
 LONG = 1.5  # times as long as the other side: squeezed into a square it looks different
 
 
@@ -56,10 +56,24 @@ def _add_fit(parser):
         "--image-size", type=int, metavar="N",
         help="side of the input (default: 224, 320 or 448, as the images have detail; from scratch 96)",
     )
+    _add_views(parser)
     parser.add_argument("--steps", type=int, metavar="N", help="gradient steps (default: 150, from scratch 400)")
     parser.add_argument(
         "--false-positives", type=float, default=0.01, metavar="SHARE",
         help="share of normal images that may score above 1, the threshold",
+    )
+
+
+def _add_views(parser):
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS",
+        help="cut photos into overlapping squares of this side: for defects that are small in a large photo; of a long "
+        "part, its width",
+    )
+    parser.add_argument(
+        "--roi", nargs="+", dest="region", metavar="EDGE",
+        help="what to look at: left, top, right and bottom in pixels, or a mask, white where to look, of the photos' "
+        "size (default: everything)",
     )
 
 
@@ -81,6 +95,7 @@ def _add_evaluate(parser):
         help="train/good, test/good, test/<kind> and ground_truth/<kind>, as of MVTec AD; or a folder of such folders",
     )
     parser.add_argument("--model", type=Path, metavar="MODEL", help="judge this one (default: fit one to train/)")
+    _add_views(parser)
     common.add_shared(parser, ["--weights", "--seed", "--threads", "--json"])
     parser.add_argument("--sheets", type=Path, metavar="FOLDER", help="where a sheet of pictures of each product goes")
 
@@ -148,10 +163,10 @@ def _learn(folder, options, out):
     from utils.anomaly import AnomalyDetector
 
     common.return_memory()
-    files = find_normal(folder)
+    files, region = find_normal(folder), _region(options.region)
 
     def read():
-        yield from _read(files)
+        yield from _read(files, options.tile)
         out.mkdir(parents=True, exist_ok=True)  # better now than after the training
 
     with tqdm(desc="training", bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}", disable=None) as bar:
@@ -161,19 +176,33 @@ def _learn(folder, options, out):
             bar.set_postfix_str(f"{entry['seconds_left']:.0f} s left, loss {entry['loss']:.2f}", refresh=False)
             bar.update(entry["done"] - bar.n)
 
-        settings = {name: getattr(options, name) for name in SETTINGS if hasattr(options, name)}
+        settings = {name: getattr(options, name) for name in SETTINGS if hasattr(options, name)} | {"region": region}
         return AnomalyDetector.fit(read(), weights=common.chosen_weights(options), progress=show, **settings)
 
 
-def _read(files):
+def _region(values):
+    """Of --roi a mask, bool (H, W), or four edges; None where it is not given."""
+    if not values:
+        return None
+    if len(values) == 1:
+        return imaging.read_image(values[0]).max(axis=2) > 127
+    if len(values) != 4 or not all(re.fullmatch(r"-?\d+", value) for value in values):
+        raise ValueError(
+            f"--roi takes left, top, right and bottom in pixels, or the file of a mask. Received: {' '.join(values)}"
+        )
+    return [int(value) for value in values]
+
+
+def _read(files, tile=None):
     """The images, one by one: no more than one full photo is in memory."""
     skipped = []
     for number, (_, _, image) in enumerate(
         imaging.read_or_skip(common.with_bar(imaging.image_files(files), "reading"), skipped)
     ):
         height, width = image.shape[:2]
-        if number == 0 and max(height, width) > LONG * min(height, width):
-            print(f"{width} × {height} pixels are squeezed into a square: small defects may get lost", file=sys.stderr)
+        if number == 0 and not tile and max(height, width) > LONG * min(height, width):
+            advice = f"small defects may get lost; --tile {min(height, width)} looks at it piece by piece"
+            print(f"{width} × {height} pixels are squeezed into a square: {advice}", file=sys.stderr)
         yield image
     common.report_skipped(skipped, len(files))
 

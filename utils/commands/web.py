@@ -19,12 +19,14 @@ import numpy as np
 
 from utils import heatmap, imaging, runtime
 from utils.commands import common
+from utils.views import Views
 
 PACKAGES = ("core", "wasm-utils")  # of LiteRT.js, on npm under @litertjs
 CDN = "https://cdn.jsdelivr.net/npm/@litertjs/{package}@2.5.3/"
 SERVED = "/@litertjs/{package}/"  # by `server`, from a folder
 TEMPLATE = Path(__file__).with_name("page.html")
 FRAME_HEIGHT = 820  # pixels
+WHOLE = Views().asdict()
 
 
 def add_arguments(shown, group: argparse._ArgumentGroup) -> None:
@@ -65,8 +67,11 @@ def page(file: str | os.PathLike, mode: str = "heatmap", *, packages: str = CDN)
 
     Raises:
         FileNotFoundError, ValueError: as of `runtime.read_metadata`.
+        ValueError: a detector that looks at a part, or at tiles.
     """
     metadata = runtime.read_metadata(file)
+    if metadata.get("views", WHOLE) != WHOLE:
+        raise ValueError("The page looks at whole pictures; this detector was fitted with --roi or --tile.")
     urls = {package: packages.format(package=package) for package in PACKAGES}
     turbo = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], heatmap.COLORMAP)[0, :, ::-1]  # (256, RGB)
     cells = metadata.get("cells")

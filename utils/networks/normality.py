@@ -1,8 +1,8 @@
 """What is usual, learnt from normal images: all numbers that `evidence.Tail` needs.
 
-Each image is judged by what was learnt from the others, so that the numbers hold for images to come: its own patches
+Each photo is judged by what was learnt from the others, so that the numbers hold for photos to come: its own patches
 are left out of the memory, it is left out of the mean and variance of its places, and the logits come from a head that
-has not trained on it.
+has not trained on it. The network sees a photo in one image, or in several (see `views`).
 """
 
 import numpy as np
@@ -21,34 +21,36 @@ BATCH = 16
 
 
 def fit(
-    core: keras.Model, images: np.ndarray, logits: np.ndarray, *, n_trusted: int, seed: int
+    core: keras.Model, images: np.ndarray, logits: np.ndarray, *, photos: np.ndarray, n_trusted: int, seed: int
 ) -> dict[str, np.ndarray]:
     """The arrays of a `Tail`, but for its levels.
 
     Args:
         core: of `detector.build`, trained.
-        images: uint8 (N, S, S, 3), normal, N ≥ 2.
-        logits: float32 (N, g, g, 1), of heads that have not seen the image.
+        images: uint8 (M, S, S, 3), normal.
+        logits: float32 (M, g, g, 1), of heads that have not seen the photo.
+        photos: int (M,), of each image the number of its photo, ascending, 0 to N − 1, N ≥ 2.
         n_trusted: the first so many of `evidence.SOURCES` are added up.
         seed: of the sample of patches.
 
     Returns:
         For each scale projection (C, d), offset (d,), patches (P, d), mean and inverse_variance (h, w, d), float32;
         peaks, float64 (K, 2): mean and standard deviation of each source's highest value in an image;
-        normal_peaks, float32 (N,): the highest a of each image; usual, float32 (): the median of a.
+        normal_peaks, float32 (N,): the highest a of each photo; usual, float32 (): the median of a.
     """
     arrays, evidence = _projections(core, images, seed=seed), [logits]
     for scale, maps in _projected(core, images, arrays).items():
         patches, owners = _memory(maps, seed=seed)
-        places, mean, inverse = _places(maps)
+        places, mean, inverse = _places(maps, photos)
         values = {"patches": patches, "mean": mean, "inverse_variance": inverse}
         arrays |= {f"{scale}_{name}": value for name, value in values.items()}
-        evidence += [_nearest_of_others(maps, patches, owners), places]
+        evidence += [_nearest_of_others(maps, patches, photos, photos[owners]), places]
     arrays["peaks"] = np.array([moments(peaks(found)) for found in evidence])
     trusted, size = arrays["peaks"][:n_trusted], logits.shape[1:3]
     parts = [[found[i : i + BATCH] for found in evidence[:n_trusted]] for i in range(0, len(images), BATCH)]
     a = np.concatenate([combine([tf.image.resize(x, size) for x in part], trusted) for part in parts])
-    return arrays | {"normal_peaks": peaks(a), "usual": np.median(a), "n_trusted": np.array(n_trusted)}
+    highest = np.maximum.reduceat(peaks(a), np.flatnonzero(np.diff(photos, prepend=-1)))
+    return arrays | {"normal_peaks": highest, "usual": np.median(a), "n_trusted": np.array(n_trusted)}
 
 
 def levels(usual: float, normal_peaks: np.ndarray, false_positives: float) -> np.ndarray:
@@ -151,21 +153,21 @@ def _memory(maps, *, seed):
     return sample[picked], chosen[picked] // (len(cells) // n)
 
 
-def _nearest_of_others(maps, patches, owners):
-    """Distance of each cell to the nearest patch of another image: float32 (N, h, w, 1)."""
+def _nearest_of_others(maps, patches, photos, owners):
+    """Distance of each cell to the nearest patch of another photo: float32 (M, h, w, 1)."""
     found = []
-    for number, features in enumerate(map(np.float32, maps)):
-        others = patches[owners != number] if (owners != number).any() else patches
+    for photo, features in zip(photos, map(np.float32, maps), strict=True):
+        others = patches[owners != photo] if (owners != photo).any() else patches
         squares = (others**2).sum(axis=1) - 2 * features @ others.T
         found.append(np.sqrt(np.maximum((features**2).sum(axis=-1) + squares.min(axis=-1), 0)))
     return np.stack(found)[..., None]
 
 
-def _places(maps):
+def _places(maps, photos):
     """What is usual at each place.
 
     Returns:
-        distance of each cell from what the other images have there, float32 (N, h, w, 1);
+        distance of each cell from what the other photos have there, float32 (M, h, w, 1);
         mean and inverse variance over all images, float32 (h, w, d), a share of the variance over all places added.
     """
     n, shared = len(maps), SHARED * maps.var(axis=(0, 1, 2), dtype=np.float32) + 1e-6
@@ -176,8 +178,9 @@ def _places(maps):
         return mean, np.maximum(squares / n - mean**2, 0) + shared
 
     found = []
-    for features in map(np.float32, maps):
-        mean, variance = moments_of(total - features, squares - features**2, n - 1)
-        found.append(np.sqrt(((features - mean) ** 2 / variance).mean(axis=-1)))
+    for photo in np.unique(photos):
+        own = maps[photos == photo].astype(np.float32)
+        mean, variance = moments_of(total - own.sum(axis=0), squares - (own**2).sum(axis=0), n - len(own))
+        found += list(np.sqrt(((own - mean) ** 2 / variance).mean(axis=-1)))
     mean, variance = moments_of(total, squares, n)
     return np.stack(found)[..., None], mean, 1 / variance

@@ -1,4 +1,4 @@
-"""utils.masks: where the object is, when nobody says."""
+"""utils.render.masks: where the object is, when nobody says."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 from samples import photo
 
 from utils import data, imaging
-from utils.masks import foreground_mask, hand_mask
+from utils.render.masks import foreground_mask, hand_mask
 
 
 @pytest.mark.real
