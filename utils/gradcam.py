@@ -14,15 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import heatmap, imaging, networks
-from utils.networks import cams, guided
+from utils.networks import cams, fullgrad, passes, perturbing
+from utils.networks.passes import BEST
+from utils.networks.perturbing import BATCH_SIZE
 from utils.repro import keras, tf
-from utils.runtime import softmax
 
-BATCH_SIZE = 32
-BEST = -1  # stands for the class of the highest score
-HALF_SCALE = 1024.0  # float16 knows no gradients below 6e-8: there the score is scaled, its gradients are scaled back
-
-METHODS = (*cams.RAW_MAPS, "scorecam")
+METHODS = (*cams.RAW_MAPS, *perturbing.METHODS, "fullgrad")
 Targets = int | np.ndarray | Sequence | Callable | None
 
 
@@ -49,7 +46,7 @@ def harvest(
     Returns:
         Harvest. Its embeddings are what the network's last layer receives, not normalised.
     """
-    step = _gradient_function(network, (layer or networks.default_layer(network),), "gradcam")
+    step = passes.gradient_function(network, (layer or networks.default_layer(network),), "gradcam", None)
     shape, parts, done = (None, *network.inputs[0].shape[1:]), [], 0
     for images, labels in batches:
         if not len(images) or not tf.TensorShape(shape).is_compatible_with(np.shape(images)):
@@ -68,21 +65,24 @@ def harvest(
 
 def explain(
     network: keras.Model, images: np.ndarray, *, layer: str | None = None, targets: Targets = None,
-    method: str = "gradcam", normalise: bool = True,
+    method: str = "gradcam", normalise: bool = True, smooth: bool = False, grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Heat map of each image, by one of `METHODS`.
 
     Args:
         network: functional or Sequential, images → scores (N, K); it is not changed.
         images: (N, H, W, 3) or (H, W, 3); resized to the network's size.
-        layer: name of the layer that gives the feature maps, "outer/inner" in nested models; None:
-            `networks.default_layer`.
+        layer: name of the layer that gives the feature maps (N, h, w, C), or tokens (N, T, C), "outer/inner" in nested
+            models; None: `networks.default_layer`.
         targets: what is explained. None: the class of the highest score. A class id: the same for all images. Int
             (N,): one id per image. Int (N, T), or N lists of T ids: T heat maps of each image. A function: scores, a
             tensor float32 (n, K) of some images → (n,), row by row and in TensorFlow operations, such as
             ``lambda scores: scores[:, 1] - scores[:, 0]``.
-        method: one of `METHODS`; "scorecam" runs the network once per channel, "eigencam" asks for no class.
+        method: one of `METHODS`; those of `networks.perturbing` need more passes, "eigencam" and "kpcacam" ask for no
+            class, "fullgrad" for no layer.
         normalise: False returns the raw maps instead.
+        smooth: the mean over six views of the image; see `networks.perturbing.over_views`.
+        grid: rows and columns of tokens; None: those of the maps they were made of, or a square.
 
     Returns:
         Heat maps float32 (N, H, W) in [0, 1], of the size of the images; with targets (N, T): (N, T, H, W). Raw maps
@@ -98,9 +98,13 @@ def explain(
         (2, 48, 64)
     """
     networks.check_network(network)
+    if smooth:
+        how = {"layer": layer, "targets": targets, "method": method, "normalise": normalise, "grid": grid}
+        return perturbing.over_views(functools.partial(explain, network, **how), _check_images(network, images)[0])
     layer = layer or networks.default_layer(network)
-    raw, size, given_size = _raw_maps(network, images, layers=(layer,), targets=targets, method=method)
-    return _finish(network, layer, raw[0], size=size, given_size=given_size) if normalise else raw[0]
+    raw, size, given_size = _raw_maps(network, images, layers=(layer,), targets=targets, method=method, grid=grid)
+    how = {"method": method, "size": size, "given_size": given_size}
+    return _finish(network, layer, raw[0], **how) if normalise else raw[0]
 
 
 def explain_layers(
@@ -117,7 +121,7 @@ def explain_layers(
     if not layers or isinstance(layers, str):
         raise ValueError(f"Expected names of layers, at least one. Received: {layers!r}")
     raw, size, given_size = _raw_maps(network, images, layers=layers, targets=targets, method=method)
-    how = {"size": size, "given_size": given_size}
+    how = {"method": method, "size": size, "given_size": given_size}
     return {name: _finish(network, name, maps, **how) for name, maps in zip(layers, raw, strict=True)}
 
 
@@ -132,7 +136,7 @@ def guided_backprop(network: keras.Model, images: np.ndarray, *, targets: Target
     height, width = images.shape[1:3]
 
     def gradients(class_ids, score_function):
-        step = _guided_function(network, score_function=score_function)
+        step = passes.guided_function(network, score_function=score_function)
         return [np.concatenate([step(*batch).numpy() for batch in _batches(resized, class_ids, BATCH_SIZE)])]
 
     result = _for_each_target(network, targets, len(images), gradients)[0]
@@ -150,35 +154,7 @@ def guided_gradcam(
     return guided_backprop(network, images, targets=targets) * heatmaps[..., None]
 
 
-def score_cam(
-    network: keras.Model, images: np.ndarray, *, maps: np.ndarray, class_ids: np.ndarray,
-    score_function: Callable | None = None,
-) -> np.ndarray:
-    """Score-CAM (arXiv 1910.01279): Σ_c α_c·A_c with α = softmax over c of s(image ∘ mask_c) − s(black image).
-
-    mask_c is A_c, scaled to [0, 1] by its minimum and maximum and resized to the image; a flat channel masks all. It
-    multiplies the values at the network's input. The score of the black image is the same for all channels and cancels
-    in the softmax. The network sees `BATCH_SIZE` masked images at a time.
-
-    Args:
-        images, maps: float32 (N, H, W, 3) of the network's size, and (N, h, w, C).
-        class_ids: int (N,), or score_function: scores (n, K) → (n,) in their place.
-
-    Returns:
-        Raw maps float32 (N, h, w).
-    """
-    step, raw_maps = _masked_score_function(network, score_function=score_function), []
-    for image, own, class_id in zip(images, maps, class_ids, strict=True):
-        chunks = (own[..., c : c + BATCH_SIZE] for c in range(0, own.shape[-1], BATCH_SIZE))
-        image, class_id = tf.cast(image, tf.float32), tf.constant(class_id, tf.int32)
-        scores = np.concatenate([step(image, tf.constant(chunk), class_id) for chunk in chunks])
-        scores[~np.isfinite(scores)] = -np.inf  # float16 may know no score of a black image: no weight
-        known = np.isfinite(scores).any()
-        raw_maps.append(own @ (softmax(scores) if known else np.zeros_like(scores)))
-    return np.stack(raw_maps)
-
-
-def _raw_maps(network, images, *, layers, targets, method):
+def _raw_maps(network, images, *, layers, targets, method, grid=None):
     """One array (N, h, w) or (N, T, h, w) per layer; the sizes of the network and of the images."""
     if method not in METHODS:
         raise ValueError(f"Unknown method; choose one of {METHODS}. Received: {method!r}")
@@ -186,15 +162,16 @@ def _raw_maps(network, images, *, layers, targets, method):
     batch_size = max(1, BATCH_SIZE // len(layers))
 
     def compute(class_ids, score_function):
-        step = _gradient_function(network, layers, method, score_function=score_function)
+        if method == "fullgrad":
+            step = functools.partial(fullgrad.saliency, network, score_function=score_function)
+            return [np.concatenate([step(*batch) for batch in _batches(resized, class_ids, batch_size)])] * len(layers)
+        step = passes.gradient_function(network, layers, method, grid, score_function=score_function)
+        more = functools.partial(perturbing.raw_maps, method, network, layers, step, score_function)
         parts = []
         for part, ids in _batches(resized, class_ids, batch_size):
             result = step(part, ids)
-            maps = [array.numpy() for array in result["maps"]]
-            if method == "scorecam":
-                what = {"class_ids": result["class_ids"].numpy(), "score_function": score_function}
-                maps = [score_cam(network, part.numpy(), maps=array, **what) for array in maps]
-            parts.append(maps)
+            is_done = method in cams.RAW_MAPS
+            parts.append([x.numpy() for x in result["maps"]] if is_done else more(part.numpy(), result))
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     return _for_each_target(network, targets, len(images), compute), resized.shape[1:3], images.shape[1:3]
@@ -259,137 +236,8 @@ def _batches(images, class_ids, batch_size):
         yield tf.cast(images[i : i + batch_size], tf.float32), tf.constant(class_ids[i : i + batch_size])
 
 
-def _finish(network, layer, raw, *, size, given_size):
+def _finish(network, layer, raw, *, method, size, given_size):
     """Raw maps (..., h, w) → heat maps of the given size; on the way they have the size the network works at."""
-    window = networks.window(network, layer, *size)
+    window = imaging.WHOLE if method == "fullgrad" else networks.window(network, layer, *size)
     heatmaps = heatmap.normalise_and_resize(raw.reshape(-1, *raw.shape[-2:]), *size, window=window)
     return imaging.resize(heatmaps, *given_size).reshape(*raw.shape[:-2], *given_size)
-
-
-def _kept(compile_it):
-    """Keep what is compiled of a network, for as long as its layers stay the same."""
-    kept = functools.lru_cache(maxsize=16)(lambda structure, *what: compile_it(*what))
-
-    def function(network, *what, score_function=None):
-        networks.check_network(network)
-        compiled, slot = kept(networks.structure(network), network, *what, score_function is None)
-        return slot.bind(compiled, score_function)
-
-    function.cache_clear = kept.cache_clear
-    return function
-
-
-@_kept
-def _gradient_function(network, layers, method, by_class):
-    """images, class ids → {"maps": raw maps, one array per layer}. One trace for all batch sizes.
-
-    For Grad-CAM also what `harvest` takes, of the first layer; for Score-CAM the feature maps and the chosen class ids.
-    """
-    networks.check_layers(network, layers)
-    slot = networks.ScoreFunction()
-
-    def step(images, class_ids):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-
-            def call(name, operation, *args, **kwargs):
-                output = networks.call_layer(name, operation, *args, **kwargs)
-                if name in layers:
-                    tape.watch(output)
-                return output
-
-            output, calls = networks.run_layer_by_layer(network, images, call=call)
-            scores = tf.cast(networks.scores(network, output, calls), tf.float32)
-            score, scale = _scaled(_select(scores, class_ids, None if by_class else slot), calls)
-        maps = [calls[name].output for name in layers]
-        floats = [tf.cast(array, tf.float32) for array in maps]
-        if method == "scorecam":
-            return {"maps": floats, "class_ids": _chosen(scores, class_ids) if by_class else class_ids}
-        gradients = _gradient(tape, score, maps, scale)
-        result = {"maps": [cams.RAW_MAPS[method](*pair) for pair in zip(floats, gradients, strict=True)]}
-        if method == "gradcam":
-            embeddings = tf.cast(networks.head(output, calls).inputs[0], tf.float32)
-            weights = tf.reduce_mean(gradients[0], axis=(1, 2))
-            result |= {"channel_weights": weights, "embeddings": embeddings, "scores": scores}
-        return result
-
-    return _compiled(step, *_images_and_ids(network)), slot
-
-
-@_kept
-def _guided_function(network, by_class):
-    """images, class ids → guided gradients of the images."""
-    replaced, slot = [], networks.ScoreFunction()
-
-    def step(images, class_ids):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(images)
-            call = guided.call_layer(replaced)
-            output, calls = networks.run_layer_by_layer(network, images, call=call, as_typed=False)
-            scores = tf.cast(networks.scores(network, output, calls), tf.float32)
-            score, scale = _scaled(_select(scores, class_ids, None if by_class else slot), calls)
-        return _gradient(tape, score, [images], scale)[0]
-
-    compiled = _compiled(step, *_images_and_ids(network))
-    if not replaced:
-        raise ValueError(
-            "Guided backpropagation needs a ReLU or ReLU6; without one it is the plain gradient. "
-            f"Received: {network.name!r}, which has none"
-        )
-    return compiled, slot
-
-
-@_kept
-def _masked_score_function(network, by_class):
-    """image (H, W, 3), feature maps (h, w, C), class id → score of the image behind each map, (C,)."""
-    slot = networks.ScoreFunction()
-
-    def step(image, maps, class_id):
-        masks = tf.image.resize(tf.transpose(maps, (2, 0, 1))[..., None], tf.shape(image)[:2])  # (C,H,W,1)
-        low, high = (reduce(masks, axis=(1, 2), keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
-        output, calls = networks.run_layer_by_layer(network, image * tf.math.divide_no_nan(masks - low, high - low))
-        scores = tf.cast(networks.scores(network, output, calls), tf.float32)
-        return _select(scores, tf.fill(tf.shape(scores)[:1], class_id), None if by_class else slot)
-
-    shape = network.inputs[0].shape[1:]
-    return _compiled(step, (shape, tf.float32), ((None, None, None), tf.float32), ((), tf.int32)), slot
-
-
-def _compiled(step, *inputs):
-    """The function, traced once for inputs of these (shape, dtype)."""
-    # As Keras' own: layers are not rewritten by AutoGraph, and errors keep their one sentence.
-    return tf.function(step, autograph=False).get_concrete_function(*(tf.TensorSpec(*pair) for pair in inputs))
-
-
-def _images_and_ids(network):
-    return ((None, *network.inputs[0].shape[1:]), tf.float32), ((None,), tf.int32)
-
-
-def _select(scores, class_ids, slot):
-    """What is differentiated, (n,)."""
-    if slot:
-        score = tf.py_function(slot, [scores], tf.float32)
-        score.set_shape((None,))
-        return score
-    if scores.shape.rank != 2:
-        raise ValueError(
-            f"Class ids need a network with scores (N, K); pass a function as targets. Received: {scores.shape}"
-        )
-    return tf.gather(scores, _chosen(scores, class_ids), axis=1, batch_dims=1)
-
-
-def _chosen(scores, class_ids):
-    return tf.where(class_ids == BEST, tf.argmax(scores, axis=1, output_type=tf.int32), class_ids)
-
-
-def _scaled(score, calls):
-    """The score, times a constant where gradients pass through float16; and that constant."""
-    is_half = any(getattr(call.operation, "compute_dtype", "") == "float16" for call in calls.values())
-    return (score * HALF_SCALE, HALF_SCALE) if is_half else (score, 1.0)
-
-
-def _gradient(tape, score, sources, scale):
-    gradients = tape.gradient(score, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    gradients = [tf.cast(array, tf.float32) / scale for array in gradients]
-    if scale == 1:
-        return gradients
-    return [tf.where(tf.math.is_finite(array), array, 0.0) for array in gradients]  # what float16 cannot hold

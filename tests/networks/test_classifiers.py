@@ -219,7 +219,7 @@ def test_every_network_is_explained(name, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", gradcam.METHODS)
+@pytest.mark.parametrize("method", [method for method in gradcam.METHODS if method != "fullgrad"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_explained_by_every_method(name, method, rng):
     side = max(NETWORKS[name].smallest, 75)

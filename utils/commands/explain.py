@@ -10,7 +10,10 @@ NETWORKS = (
     "vgg16", "vgg19", "resnet18", "resnet50", "resnet101", "densenet121", "inception_v3", "mobilenet_v2",
     "mobilenet_v3", "shufflenet_v2", "efficientnet",
 )
-METHODS = ("gradcam", "gradcam++", "layercam", "hirescam", "xgradcam", "eigencam", "scorecam")
+METHODS = (
+    "gradcam", "gradcam++", "layercam", "hirescam", "xgradcam", "eigencam", "scorecam", "elementwise", "cam",
+    "eigengradcam", "kpcacam", "shapleycam", "finercam", "sscam", "iscam", "ablationcam", "smoothgradcam++", "fullgrad",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,10 @@
 `embedding` builds the network that this project trains, `classifiers` those of ImageNet's 1,000 classes. Both rebuild
 networks of keras.applications; `torchvision_nets` has two that are missing there. `graph` walks through the layers of
 any Keras network, `spatial` tells which of them give maps and of what part of the image, `scores` where its scores are;
-`angular` has the layer of ArcFace, `guided` the backward rule of guided backpropagation, `cams` the formulas of
-Grad-CAM's family. `cells` takes an embedding as a sum over cells, `discriminant` tells objects from their surroundings.
-`files` and `model_folder` write what was trained.
+`angular` has the layer of ArcFace, `guided` the backward rule of guided backpropagation, `cams` the formulas of Grad-CAM's family, `passes` what is
+compiled for them, `perturbing` and `fullgrad` those that need more than one pass; `tokens` reads transformers. `cells` takes an
+embedding as a sum over cells, `discriminant` tells objects from their surroundings. `files` and `model_folder` write
+what was trained.
 """
 
 # ruff: noqa: I001 - names side by side

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.networks.graph import apply, per_network, run_layer_by_layer, trace
+from utils.networks.tokens import default_tokens, token_layers
 from utils.repro import keras, tf
 
 # Layers that hand on images; the base class is that of all which prepare data: scaling, resizing, augmentation.
@@ -51,7 +52,7 @@ def map_layers(network: keras.Model) -> list[str]:
 
 
 def default_layer(network: keras.Model) -> str:
-    """The layer that Grad-CAM uses by default: the registry's choice, or the last layer with feature maps.
+    """The layer that Grad-CAM uses by default: the registry's choice, the last layer of tokens or with feature maps.
 
     Raises:
         ValueError: there is none, or it cannot be told; then the sentence lists those that come into question.
@@ -59,6 +60,8 @@ def default_layer(network: keras.Model) -> str:
     for registered in (network, getattr(network, "spec", None)):  # of `classifiers.build`, of `embedding_network`
         if getattr(registered, "default_layer", None):
             return registered.default_layer
+    if tokens := default_tokens(network):
+        return tokens
     maps = {name: is_certain for name, is_certain in _find_maps(network).items() if is_certain is not None}
     if not maps:
         raise ValueError(f"The network {network.name!r} has no layer that gives feature maps (N, h, w, C).")
@@ -70,8 +73,8 @@ def default_layer(network: keras.Model) -> str:
 
 
 def check_layers(network: keras.Model, names: Iterable[str]) -> None:
-    """ValueError that lists the valid names unless all these layers give feature maps."""
-    valid = map_layers(network)
+    """ValueError that lists the valid names unless all these layers give feature maps, or tokens."""
+    valid = [*map_layers(network), *token_layers(network)]
     if unknown := [name for name in names if name not in valid]:
         raise ValueError(f"No layer of that name gives feature maps; choose one of {valid}. Received: {unknown[0]!r}")
 

@@ -1,0 +1,234 @@
+"""Passes through a network, forward and backward, each compiled once: what `gradcam` and `perturbing` are made of."""
+
+import functools
+from collections.abc import Callable
+
+from utils import networks
+from utils.networks import cams, guided
+from utils.networks.tokens import as_map, find_grid
+from utils.repro import tf
+
+BEST = -1  # stands for the class of the highest score
+HALF_SCALE = 1024.0  # float16 knows no gradients below 6e-8: there the score is scaled, its gradients are scaled back
+
+
+def kept(compile_it: Callable) -> Callable:
+    """Keep what is compiled of a network, for as long as its layers stay the same."""
+    kept_ones = functools.lru_cache(maxsize=16)(lambda structure, *what: compile_it(*what))
+
+    def function(network, *what, score_function=None):
+        networks.check_network(network)
+        compiled, slot = kept_ones(networks.structure(network), network, *what, score_function is None)
+        return slot.bind(compiled, score_function)
+
+    function.cache_clear = kept_ones.cache_clear
+    return function
+
+
+@kept
+def gradient_function(network, layers, method, grid, by_class):
+    """images, class ids → {"maps": raw maps, one array per layer}. One trace for all batch sizes.
+
+    For Grad-CAM also what `harvest` takes, of the first layer. Where a method is not among `cams.RAW_MAPS`: the feature
+    maps, their "gradients" if it is among `cams.SMOOTHED`, and the chosen "class_ids".
+    """
+    networks.check_layers(network, layers)
+    grids = [find_grid(network, name, grid) for name in layers]
+    slot, is_curved = networks.ScoreFunction(), method in cams.CURVED
+
+    def as_maps(arrays):
+        return [as_map(tf.cast(array, tf.float32), own) for array, own in zip(arrays, grids, strict=True)]
+
+    def step(images, class_ids):
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as second:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+
+                def call(name, operation, *args, **kwargs):
+                    output = networks.call_layer(name, operation, *args, **kwargs)
+                    for each in (tape, second)[: 1 + is_curved] if name in layers else ():
+                        each.watch(output)
+                    return output
+
+                output, calls = networks.run_layer_by_layer(network, images, call=call)
+                scores = tf.cast(networks.scores(network, output, calls), tf.float32)
+                score, scale = _scaled(_select(scores, class_ids, None if by_class else slot, method), calls)
+            watched = [calls[name].output for name in layers]
+            maps = as_maps(watched)
+            ids = {"class_ids": _chosen(scores, class_ids) if by_class else class_ids}
+            if not (method in cams.RAW_MAPS or method in cams.SMOOTHED):
+                return {"maps": maps} | ids
+            slopes = _gradient(tape, score, watched, scale)
+        gradients = as_maps(slopes)
+        if method in cams.SMOOTHED:
+            return {"maps": maps, "gradients": gradients} | ids
+        arrays = [maps, gradients]
+        if is_curved:
+            pairs = zip(slopes, watched, strict=True)
+            bends = [second.gradient(g, a, tf.cast(a, tf.float32), tf.UnconnectedGradients.ZERO) for g, a in pairs]
+            arrays.append(as_maps(bends))
+        result = {"maps": [cams.RAW_MAPS[method](*own) for own in zip(*arrays, strict=True)]}
+        if method == "gradcam":
+            embeddings = tf.cast(networks.head(output, calls).inputs[0], tf.float32)
+            weights = tf.reduce_mean(gradients[0], axis=(1, 2))
+            result |= {"channel_weights": weights, "embeddings": embeddings, "scores": scores}
+        return result
+
+    return compiled(step, *_images_and_ids(network)), slot
+
+
+@kept
+def guided_function(network, by_class):
+    """images, class ids → guided gradients of the images."""
+    replaced, slot = [], networks.ScoreFunction()
+
+    def step(images, class_ids):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            call = guided.call_layer(replaced)
+            output, calls = networks.run_layer_by_layer(network, images, call=call, as_typed=False)
+            scores = tf.cast(networks.scores(network, output, calls), tf.float32)
+            score, scale = _scaled(_select(scores, class_ids, None if by_class else slot), calls)
+        return _gradient(tape, score, [images], scale)[0]
+
+    function = compiled(step, *_images_and_ids(network))
+    if not replaced:
+        raise ValueError(
+            "Guided backpropagation needs a ReLU or ReLU6; without one it is the plain gradient. "
+            f"Received: {network.name!r}, which has none"
+        )
+    return function, slot
+
+
+@kept
+def full_gradient_function(network, by_class):
+    """images, class ids → score (n,), its gradient times the image, and {layer: its gradient times the layer's bias}.
+
+    The bias of a layer y = L(x) is y − J·x, with the Jacobian J of L at x: of a convolution its bias, of a batch norm
+    the offset that it comes to, of a ReLU nothing. With these shares the sum over all is the score, whatever L is.
+    """
+    slot = networks.ScoreFunction()
+
+    def step(images, class_ids):
+        biases, outputs = {}, {}
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+
+            def note(name, function, tensors):
+                with tf.autodiff.ForwardAccumulator(tensors, tensors) as forward:
+                    output = function()
+                    carried = forward.jvp(output, tf.UnconnectedGradients.ZERO)
+                if tf.is_tensor(output) and output.dtype.is_floating:
+                    tape.watch(output)
+                    outputs[name], biases[name] = output, tf.cast(output - carried, tf.float32)
+                return output
+
+            def call(name, operation, *args, **kwargs):
+                given = {id(x): x for x in tf.nest.flatten((args, kwargs)) if tf.is_tensor(x) and x.dtype.is_floating}
+                function = functools.partial(networks.call_layer, name, operation, *args, **kwargs)
+                return note(name, function, [*given.values()])
+
+            output, calls = networks.run_layer_by_layer(network, images, call=call, as_typed=False)
+            logits = networks.find_logits(network)
+            behind = calls[logits.name].inputs if logits and logits.without_activation else [output]
+            scores = note("scores", lambda: tf.cast(networks.scores(network, output, calls), tf.float32), behind)
+            score, scale = _scaled(_select(scores, class_ids, None if by_class else slot), calls)
+        image_slope, *slopes = _gradient(tape, score, [images, *outputs.values()], scale)
+        parts = {name: slope * biases[name] for name, slope in zip(outputs, slopes, strict=True)}
+        return {"score": score / scale, "image": image_slope * images, "biases": parts}
+
+    return compiled(step, *_images_and_ids(network)), slot
+
+
+@kept
+def masked_score_function(network, by_class):
+    """image (H, W, 3), feature maps (h, w, C), class id, shares (P,), noise (P, H, W) → scores of the masked image.
+
+    mask_c is the map, scaled to [0, 1]; what the network sees is the image times a share of mask_c, with the noise
+    added to the mask. Returns the mean over P, (C,).
+    """
+    slot = networks.ScoreFunction()
+
+    def step(image, maps, class_id, shares, noise):
+        masks = tf.image.resize(tf.transpose(maps, (2, 0, 1))[..., None], tf.shape(image)[:2])  # (C,H,W,1)
+
+        def of_pass(pair):
+            noisy = masks + pair[1][None, ..., None]
+            low, high = (reduce(noisy, axis=(1, 2), keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
+            seen = image * (pair[0] * tf.math.divide_no_nan(noisy - low, high - low))
+            output, calls = networks.run_layer_by_layer(network, seen)
+            scores = tf.cast(networks.scores(network, output, calls), tf.float32)
+            return _select(scores, tf.fill(tf.shape(scores)[:1], class_id), None if by_class else slot)
+
+        passes = tf.map_fn(of_pass, (shares, noise), fn_output_signature=tf.TensorSpec((None,), tf.float32))
+        return tf.reduce_mean(passes, axis=0)
+
+    shape, free = network.inputs[0].shape[1:], ((None,), tf.float32)
+    of_noise = ((None, None, None), tf.float32)
+    return compiled(step, (shape, tf.float32), of_noise, ((), tf.int32), free, of_noise), slot
+
+
+@kept
+def ablated_score_function(network, layer, by_class):
+    """image (H, W, 3), class id, keep (B, C) of 1 and 0 → scores (B,) with the layer's other channels set to 0."""
+    slot = networks.ScoreFunction()
+
+    def step(image, class_id, keep):
+        def call(name, operation, *args, **kwargs):
+            output = networks.call_layer(name, operation, *args, **kwargs)
+            if name != layer:
+                return output
+            return output * tf.cast(keep[:, None] if output.shape.rank == 3 else keep[:, None, None], output.dtype)
+
+        images = tf.tile(image[None], (tf.shape(keep)[0], 1, 1, 1))
+        output, calls = networks.run_layer_by_layer(network, images, call=call)
+        scores = tf.cast(networks.scores(network, output, calls), tf.float32)
+        return _select(scores, tf.fill(tf.shape(scores)[:1], class_id), None if by_class else slot)
+
+    shape = network.inputs[0].shape[1:]
+    return compiled(step, (shape, tf.float32), ((), tf.int32), ((None, None), tf.float32)), slot
+
+
+def compiled(step: Callable, *inputs) -> Callable:
+    """The function, traced once for inputs of these (shape, dtype)."""
+    # As Keras' own: layers are not rewritten by AutoGraph, and errors keep their one sentence.
+    return tf.function(step, autograph=False).get_concrete_function(*(tf.TensorSpec(*pair) for pair in inputs))
+
+
+def _images_and_ids(network):
+    return ((None, *network.inputs[0].shape[1:]), tf.float32), ((None,), tf.int32)
+
+
+def _select(scores, class_ids, slot, method=None):
+    """What is differentiated, (n,)."""
+    if slot and method == "finercam":
+        raise ValueError("Finer-CAM compares classes: pass class ids as targets. Received: a function")
+    if slot:
+        score = tf.py_function(slot, [scores], tf.float32)
+        score.set_shape((None,))
+        return score
+    if scores.shape.rank != 2:
+        raise ValueError(
+            f"Class ids need a network with scores (N, K); pass a function as targets. Received: {scores.shape}"
+        )
+    chosen = _chosen(scores, class_ids)
+    if method == "finercam":
+        return cams.finer_score(scores, chosen)
+    return tf.gather(scores, chosen, axis=1, batch_dims=1)
+
+
+def _chosen(scores, class_ids):
+    return tf.where(class_ids == BEST, tf.argmax(scores, axis=1, output_type=tf.int32), class_ids)
+
+
+def _scaled(score, calls):
+    """The score, times a constant where gradients pass through float16; and that constant."""
+    is_half = any(getattr(call.operation, "compute_dtype", "") == "float16" for call in calls.values())
+    return (score * HALF_SCALE, HALF_SCALE) if is_half else (score, 1.0)
+
+
+def _gradient(tape, score, sources, scale):
+    gradients = tape.gradient(score, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    gradients = [tf.cast(array, tf.float32) / scale for array in gradients]
+    if scale == 1:
+        return gradients
+    return [tf.where(tf.math.is_finite(array), array, 0.0) for array in gradients]  # what float16 cannot hold
