@@ -6,10 +6,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from benchmarks import references
+from benchmarks import methods, references
 from keras import layers
+from small_networks import small_transformer
 
-from utils import gradcam
+from utils import gradcam, networks
 from utils.networks import cams, classifiers, torchvision_nets
 
 # Of the largest value. What they add to the denominator of Grad-CAM++, we do not: see `references.SCALE`.
@@ -80,3 +81,70 @@ def test_guided_backpropagation(name):
     guided = gradcam.guided_backprop(network(name), references.images(name), targets=references.TARGET)
     thinned = guided[:, :: references.THINNING, :: references.THINNING]
     assert_close(thinned, references.expected()[f"{name}/guided"], CLOSE)
+
+
+# --- the rarer methods, and a transformer -------------------------------------------------------------------------
+
+CLOSE_METHODS = {"eigengradcam": 1e-4, "kpcacam": 1e-4}  # of the largest value; all others 1e-5
+
+
+@functools.cache
+def peers():
+    return dict(np.load(methods.FILE))
+
+
+def compare(network_, images, layer, prefix):
+    for key, expected in peers().items():
+        if not key.startswith(f"{prefix}/"):
+            continue
+        method = key.rpartition("/")[2]
+        got = gradcam.explain(
+            network_, images, layer=layer, targets=references.TARGET, method=method, normalise=False
+        )
+        for ours, theirs in zip(got, expected, strict=True):
+            if method in ("eigengradcam", "ablationcam"):  # a sign is free, and theirs divides by a negative score
+                ours = ours * np.sign((ours * theirs).sum())
+            print(prefix, method, f"{abs(ours - theirs).max() / abs(theirs).max():.1e}")
+            assert_close(ours, theirs, CLOSE_METHODS.get(method, 1e-5))
+
+
+@pytest.mark.parametrize("name", methods.NETWORKS)
+def test_rarer_methods(name):
+    for layer in references.LAYERS[name]:
+        compare(network(name), references.images(name), layer, f"{name}/{layer}")
+
+
+def test_a_transformer():
+    transformer = small_transformer(
+        methods.SIZE, patch=methods.PATCH, depth=methods.DEPTH, width=methods.WIDTH, heads=methods.HEADS,
+        n_classes=methods.N_CLASSES,
+    )
+    assign_torch(transformer, methods.transformer_state())
+    images = methods.transformer_images()
+    np.testing.assert_allclose(transformer(images), peers()["transformer/logits"], rtol=0, atol=1e-5)
+    assert networks.default_layer(transformer) == "block_1_norm1"
+    compare(transformer, images, "block_1_norm1", "transformer/norm")
+
+
+def assign_torch(transformer, state):
+    """Weights by torch's names into `samples.small_transformer`."""
+    width = methods.WIDTH
+    layer = transformer.get_layer
+    layer("patches").set_weights([state["patches.weight"].transpose(2, 3, 1, 0), state["patches.bias"]])
+    layer("tokens").set_weights([state["token"], state["positions"]])
+    for n in range(methods.DEPTH):
+        own = {name.removeprefix(f"blocks.{n}."): values for name, values in state.items()}
+        for norm in ("norm1", "norm2"):
+            layer(f"block_{n}_{norm}").set_weights([own[f"{norm}.weight"], own[f"{norm}.bias"]])
+        heads = (methods.HEADS, width // methods.HEADS)
+        parts = []
+        for i in range(3):  # query, key, value
+            rows = slice(i * width, (i + 1) * width)
+            kernel, bias = own["attention.in_proj_weight"][rows], own["attention.in_proj_bias"][rows]
+            parts += [kernel.T.reshape(width, *heads), bias.reshape(heads)]
+        out = own["attention.out_proj.weight"].T.reshape(*heads, width)
+        layer(f"block_{n}_attention").set_weights([*parts, out, own["attention.out_proj.bias"]])
+        for theirs, ours in (("mlp.0", "dense1"), ("mlp.2", "dense2")):
+            layer(f"block_{n}_{ours}").set_weights([own[f"{theirs}.weight"].T, own[f"{theirs}.bias"]])
+    layer("norm").set_weights([state["norm.weight"], state["norm.bias"]])
+    layer("head").set_weights([state["head.weight"].T, state["head.bias"]])

@@ -66,23 +66,26 @@ def harvest(
 def explain(
     network: keras.Model, images: np.ndarray, *, layer: str | None = None, targets: Targets = None,
     method: str = "gradcam", normalise: bool = True, smooth: bool = False, grid: tuple[int, int] | None = None,
+    output: str | int | None = None,
 ) -> np.ndarray:
     """Heat map of each image, by one of `METHODS`.
 
     Args:
-        network: functional or Sequential, images → scores (N, K); it is not changed.
+        network: functional or Sequential, images → scores (N, K); it is not changed. `networks.single` makes one of a
+            network with several inputs.
         images: (N, H, W, 3) or (H, W, 3); resized to the network's size.
         layer: name of the layer that gives the feature maps (N, h, w, C), or tokens (N, T, C), "outer/inner" in nested
             models; None: `networks.default_layer`.
         targets: what is explained. None: the class of the highest score. A class id: the same for all images. Int
             (N,): one id per image. Int (N, T), or N lists of T ids: T heat maps of each image. A function: scores, a
             tensor float32 (n, K) of some images → (n,), row by row and in TensorFlow operations, such as
-            ``lambda scores: scores[:, 1] - scores[:, 0]``.
+            ``lambda scores: scores[:, 1] - scores[:, 0]``, or what `networks.targets` has for dense outputs.
         method: one of `METHODS`; those of `networks.perturbing` need more passes, "eigencam" and "kpcacam" ask for no
             class, "fullgrad" for no layer.
         normalise: False returns the raw maps instead.
         smooth: the mean over six views of the image; see `networks.perturbing.over_views`.
         grid: rows and columns of tokens; None: those of the maps they were made of, or a square.
+        output: which output is explained, where there are several: its name or index.
 
     Returns:
         Heat maps float32 (N, H, W) in [0, 1], of the size of the images; with targets (N, T): (N, T, H, W). Raw maps
@@ -97,6 +100,7 @@ def explain(
         >>> gradcam.explain(network, np.zeros((2, 48, 64, 3), np.uint8), targets=0).shape
         (2, 48, 64)
     """
+    network = network if output is None else networks.single(network, output=output)
     networks.check_network(network)
     if smooth:
         how = {"layer": layer, "targets": targets, "method": method, "normalise": normalise, "grid": grid}

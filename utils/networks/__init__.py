@@ -2,11 +2,11 @@
 
 `embedding` builds the network that this project trains, `classifiers` those of ImageNet's 1,000 classes. Both rebuild
 networks of keras.applications; `torchvision_nets` has two that are missing there. `graph` walks through the layers of
-any Keras network, `spatial` tells which of them give maps and of what part of the image, `scores` where its scores are;
-`angular` has the layer of ArcFace, `guided` the backward rule of guided backpropagation, `cams` the formulas of Grad-CAM's family, `passes` what is
-compiled for them, `perturbing` and `fullgrad` those that need more than one pass; `tokens` reads transformers. `cells` takes an
-embedding as a sum over cells, `discriminant` tells objects from their surroundings. `files` and `model_folder` write
-what was trained.
+any Keras network, `spatial` tells which of them give maps and of what part of the image, `tokens` reads transformers,
+`scores` finds the scores. `angular` has the layer of ArcFace, `guided` the backward rule of guided backpropagation, `cams` the formulas of Grad-CAM's
+family, `passes` what is compiled for them, `perturbing` and `fullgrad` the methods of several passes. `cells`
+takes an embedding as a sum over cells, `discriminant` tells objects from their surroundings. `files` and `model_folder`
+write what was trained.
 """
 
 # ruff: noqa: I001 - names side by side
@@ -16,6 +16,7 @@ from utils.networks.embedding import (
 from utils.networks.graph import (
     call_layer, check_network, compiled, forward, not_in_keras, run_layer_by_layer, structure, trace, wrap,
 )
+from utils.networks.ports import single
 from utils.networks.scores import ScoreFunction, find_logits, head, scores
 from utils.networks.spatial import (
     Window, check_layers, default_layer, get_layer, map_layers, receptive_fields, window,

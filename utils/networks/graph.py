@@ -152,7 +152,8 @@ def check_network(network: keras.Model) -> None:
     is_graph = network.built and _graph(network)
     if not is_graph or len(network.inputs) != 1 or len(network.outputs) != 1 or len(network.inputs[0].shape) != 4:
         raise ValueError(
-            "Expected a built functional or Sequential network with one input (N, H, W, C) and one output. "
+            "Expected a built functional or Sequential network with one input (N, H, W, C) and one output, such as "
+            "`networks.single` makes of several. "
             f"Received: {network.name!r}, {'built' if network.built else 'not built'}"
         )
 

@@ -65,7 +65,7 @@ def gradient_function(network, layers, method, grid, by_class):
         if is_curved:
             pairs = zip(slopes, watched, strict=True)
             bends = [second.gradient(g, a, tf.cast(a, tf.float32), tf.UnconnectedGradients.ZERO) for g, a in pairs]
-            arrays.append(as_maps(bends))
+            arrays.append([tf.where(tf.math.is_finite(x), x, 0.0) if scale > 1 else x for x in as_maps(bends)])
         result = {"maps": [cams.RAW_MAPS[method](*own) for own in zip(*arrays, strict=True)]}
         if method == "gradcam":
             embeddings = tf.cast(networks.head(output, calls).inputs[0], tf.float32)

@@ -103,7 +103,8 @@ def ablation_cam(
         what = tf.cast(image, tf.float32), tf.constant(class_id, tf.int32)
         chunks = (keep[i : i + BATCH_SIZE] for i in range(0, len(keep), BATCH_SIZE))
         whole, *without = np.concatenate([step(*what, tf.constant(chunk)) for chunk in chunks])
-        raw_maps.append(own @ ((whole - np.array(without)) / max(abs(whole), 1e-12)))
+        losses = np.divide(whole - np.array(without), abs(whole), where=whole != 0, out=np.zeros(n_channels))
+        raw_maps.append(own @ np.where(np.isfinite(losses), losses, 0))  # float16 may know no score of a black image
     return np.stack(raw_maps).astype(np.float32)
 
 
