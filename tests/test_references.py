@@ -85,7 +85,7 @@ def test_guided_backpropagation(name):
 
 # --- the rarer methods, and a transformer -------------------------------------------------------------------------
 
-CLOSE_METHODS = {"eigengradcam": 1e-4, "kpcacam": 1e-4}  # of the largest value; all others 1e-5
+CLOSE_RARER = {"small": 1e-5, "transformer": 1e-5, "resnet18": CLOSE}  # of the largest value; deep nets round more
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def compare(network_, images, layer, prefix):
             if method in ("eigengradcam", "ablationcam"):  # a sign is free, and theirs divides by a negative score
                 ours = ours * np.sign((ours * theirs).sum())
             print(prefix, method, f"{abs(ours - theirs).max() / abs(theirs).max():.1e}")
-            assert_close(ours, theirs, CLOSE_METHODS.get(method, 1e-5))
+            assert_close(ours, theirs, CLOSE_RARER[prefix.split("/")[0]])
 
 
 @pytest.mark.parametrize("name", methods.NETWORKS)

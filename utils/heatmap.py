@@ -45,9 +45,16 @@ def grey(heatmap: np.ndarray) -> np.ndarray:
     return np.round(heatmap * 255).astype(np.uint8)
 
 
-def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Lay the coloured heat map (H, W) over the image: uint8 RGB (H, W, 3)."""
-    colours = cv2.applyColorMap(grey(heatmap), COLORMAP)[..., ::-1]
+def overlay(
+    image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.5, *, colormap: str = "turbo"
+) -> np.ndarray:
+    """Lay the coloured heat map (H, W) over the image: uint8 RGB (H, W, 3); colormap: a name that OpenCV knows."""
+    code = getattr(cv2, f"COLORMAP_{colormap.upper()}", None)
+    if code is None or not 0 <= opacity <= 1:
+        raise ValueError(
+            f"Expected an opacity in 0..1 and a colour map of OpenCV, such as turbo. Received: {opacity}, {colormap!r}"
+        )
+    colours = cv2.applyColorMap(grey(heatmap), code)[..., ::-1]
     return cv2.addWeighted(image, 1 - opacity, np.ascontiguousarray(colours), opacity, 0)
 
 

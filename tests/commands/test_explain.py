@@ -145,7 +145,7 @@ def test_an_image_like_a_line_is_skipped_where_the_aspect_is_kept(any_size, file
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({"method": "cam"}, "choose one of"),
+        ({"method": "magic"}, "choose one of"),
         ({"layers": ["none"]}, "choose one of"),
         ({"class_ids": [3]}, "must lie in 0..2"),
         ({"top_n": 0}, "top_n must be at least 1"),

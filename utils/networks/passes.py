@@ -3,10 +3,12 @@
 import functools
 from collections.abc import Callable
 
+import numpy as np
+
 from utils import networks
 from utils.networks import cams, guided
 from utils.networks.tokens import as_map, find_grid
-from utils.repro import tf
+from utils.repro import keras, tf
 
 BEST = -1  # stands for the class of the highest score
 HALF_SCALE = 1024.0  # float16 knows no gradients below 6e-8: there the score is scaled, its gradients are scaled back
@@ -44,7 +46,8 @@ def gradient_function(network, layers, method, grid, by_class):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
 
                 def call(name, operation, *args, **kwargs):
-                    output = networks.call_layer(name, operation, *args, **kwargs)
+                    apply = _call_twice_differentiable if is_curved else networks.call_layer
+                    output = apply(name, operation, *args, **kwargs)
                     for each in (tape, second)[: 1 + is_curved] if name in layers else ():
                         each.watch(output)
                     return output
@@ -186,6 +189,19 @@ def ablated_score_function(network, layer, by_class):
 
     shape = network.inputs[0].shape[1:]
     return compiled(step, (shape, tf.float32), ((), tf.int32), ((None, None), tf.float32)), slot
+
+
+def _call_twice_differentiable(name, operation, *args, **kwargs):
+    """`networks.call_layer`; layer normalisation is written out: tf.nn.moments has a wrong second derivative."""
+    is_norm = type(operation) is keras.layers.LayerNormalization and not getattr(operation, "rms_scaling", False)
+    if not is_norm or len(args) != 1 or list(np.ravel(operation.axis)) not in ([-1], [len(args[0].shape) - 1]):
+        return networks.call_layer(name, operation, *args, **kwargs)
+    x = tf.cast(args[0], tf.float32) if args[0].dtype.size < 4 else args[0]
+    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+    y = centred * tf.math.rsqrt(tf.reduce_mean(centred * centred, axis=-1, keepdims=True) + operation.epsilon)
+    y = y if operation.gamma is None else y * tf.cast(operation.gamma, y.dtype)
+    y = y if operation.beta is None else y + tf.cast(operation.beta, y.dtype)
+    return tf.cast(y, operation.compute_dtype)
 
 
 def compiled(step: Callable, *inputs) -> Callable:

@@ -16,7 +16,8 @@ TERM = re.compile(r"(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)")
 def parse(text: str, class_names: Sequence[str]) -> Callable:
     """A sum of classes in words, such as "cat - dog", "-cat" (what lowers it) or "cat + 0.5 * dog".
 
-    Classes are named or given by their ids. + and - have a space on both sides; a first - may touch the name.
+    Of a dense output it is the mean over all places. Classes are named or given by their ids. + and - have a space on
+    both sides; a first - may touch the name.
 
     Raises:
         ValueError: a class that is not there.
@@ -33,7 +34,12 @@ def parse(text: str, class_names: Sequence[str]) -> Callable:
         factors[_class_id(name.strip(), class_names)] += (-1 if sign == "-" else 1) * float(factor or 1)
     if not factors.any():
         raise ValueError(f'Expected a target such as "a - b" of the classes. Received: {text!r}')
-    return lambda scores: tf.linalg.matvec(scores, tf.constant(factors))
+
+    def score(scores):
+        values = tf.linalg.matvec(scores, tf.constant(factors))
+        return tf.reduce_mean(values, axis=range(1, values.shape.rank))
+
+    return score
 
 
 def _class_id(name, class_names):
