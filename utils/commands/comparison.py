@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from utils import data, gradcam, heatmap, metrics, plotting
 from utils.commands.report import markdown
 from utils.faster_gradcam import FasterGradCAM
-from utils.metrics import faithfulness
+from utils.metrics import faithfulness, stability
 
 GRADIENTS = {"Grad-CAM": "gradcam", "Grad-CAM++": "gradcam++", "LayerCAM": "layercam"}
 N_DRAWN = 3  # images of a class
@@ -89,13 +89,18 @@ def measure(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -
     predicted = faster.explain(images).labels
     predict = faithfulness.probabilities(faster)
     maps = heat_maps(faster, images)
+    together = np.stack(list(maps.values()))
+    changes = stability.max_sensitivity(
+        lambda noisy: np.stack(list(heat_maps(faster, noisy).values())), images, heatmaps=together
+    )
     measures = {}
-    for way, heat in maps.items():
+    for (way, heat), change in zip(maps.items(), changes, strict=True):
         values = {} if masks is None else {name: function(heat, masks) for name, function in LOCALISATION.items()}
         asked = predict, images, heat, predicted
         values |= _needed(*asked)
         values |= {"deletion": faithfulness.deletion_auc(*asked), "ROAD": faithfulness.road(*asked)}
         values |= dict(zip(("average drop", "increase"), faithfulness.drop_and_increase(*asked), strict=True))
+        values |= {"max-sensitivity": change, "sparseness": stability.sparseness(heat)}
         values["Spearman with Grad-CAM"] = metrics.spearman(heat, maps["Grad-CAM"])
         measures[way] = {name: _mean(value) for name, value in values.items()}
     own = faster.meta["weighting"], faster.meta["top_channels"], faster.has_details

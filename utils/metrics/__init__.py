@@ -1,7 +1,7 @@
 """How good a heat map is.
 
-`maps` compares it with a mask or another map, `faithfulness` asks the network, and `sanity` asks a network that forgot.
-The last two are imported by name.
+`maps` compares it with a mask or another map, `faithfulness` asks the network, `sanity` asks a network that forgot, and
+`stability` asks for the map of almost the same image. The last three are imported by name.
 """
 
 from utils.metrics.maps import (  # noqa: I001 - names side by side
