@@ -24,7 +24,7 @@ from PIL import ExifTags, Image
 
 from utils import heatmap, imaging
 from utils.commands import annotation_files, common
-from utils.commands.annotation_files import COCO, FORMATS, IMAGES, REJECTED  # noqa: F401  COCO for callers
+from utils.commands.annotation_files import ALL_FORMATS, COCO, FORMATS, IMAGES, REJECTED  # noqa: F401  for callers
 from utils.commands.common import option
 from utils.runtime import Explainer
 
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder, or that of an interrupted run, to resume"
     )
     parser.add_argument(
-        "--format", nargs="+", default=FORMATS, choices=FORMATS, help="formats to write (default: all of them)"
+        "--format", nargs="+", default=FORMATS, choices=ALL_FORMATS, help="formats to write (default: voc coco yolo)"
     )
     parser.add_argument("--force", action="store_true", help="start anew and replace existing files")
     common.add_options(parser, Settings)
@@ -129,7 +129,7 @@ def run(
         model_file: an ``explainer.tflite`` or ``explainer_int8.tflite``.
         out: a folder that is new or empty, or that of a run with the same settings, which is resumed.
         settings: None for the defaults.
-        formats: some of `FORMATS`.
+        formats: some of `annotation_files.ALL_FORMATS`.
         num_threads: CPU threads of the network.
         force: start anew, and replace existing annotations.
         progress: called after each image with "done" and "total".
@@ -138,8 +138,8 @@ def run(
         FileExistsError: ``out`` holds something else, or annotations that were changed since; nothing is overwritten.
         FileNotFoundError, ValueError: as of `runtime.Explainer`, or an unknown format.
     """
-    if unknown := set(formats) - set(FORMATS):
-        raise ValueError(f"The formats are {', '.join(FORMATS)}. Received: {', '.join(sorted(unknown))}")
+    if unknown := set(formats) - set(ALL_FORMATS):
+        raise ValueError(f"The formats are {', '.join(ALL_FORMATS)}. Received: {', '.join(sorted(unknown))}")
     explainer = Explainer(model_file, num_threads=num_threads)
     common.check_kind(model_file, "label", explainer.metadata)
     out, settings = Path(out), settings or Settings()

@@ -1,7 +1,8 @@
 """The files of `annotate`: its records as Pascal VOC, COCO and YOLO files, rejected images, contact sheets.
 
 VOC: ``Annotations/<name>.xml`` and ``ImageSets/Main/trainval.txt``. COCO: ``coco.json``, boxes and polygons. YOLO:
-``labels/<name>.txt`` and ``data.yaml`` with the class names. For all: ``rejected.csv`` with the reason for each image
+``labels/<name>.txt`` and ``data.yaml`` with the class names, which labelImg and Label Studio read from ``classes.txt``.
+`annotation_formats` has more. For all: ``rejected.csv`` with the reason for each image
 that is left out, and ``contact_sheets/``.
 """
 
@@ -16,10 +17,12 @@ import cv2
 import numpy as np
 
 from utils import imaging
-from utils.commands import drawing
+from utils.commands import annotation_formats, drawing
 from utils.render.hands import NONE
 
-FORMATS = ("voc", "coco", "yolo")
+FORMATS = ("voc", "coco", "yolo")  # by default; there are more in ALL_FORMATS
+ALL_FORMATS = (*FORMATS, *annotation_formats.FORMATS)
+CLASSES = ("classes.txt", "labels/classes.txt")  # of Label Studio; of labelImg
 IMAGES, SHEETS, REJECTED = "images", "contact_sheets", "rejected.csv"
 COCO, YOLO, TRAINVAL = "coco.json", "data.yaml", "ImageSets/Main/trainval.txt"
 SHEET_ROWS, SHEET_COLUMNS = 6, 8
@@ -34,6 +37,8 @@ def write(out: Path, records: list[dict], class_names: tuple[str, ...], *, forma
     """
     kept = [record for record in records if "reason" not in record]
     _write_texts(out, _texts(records, kept, class_names, formats), force)
+    if "ultralytics" in formats:
+        annotation_formats.link_images(out, [record["image"] for record in kept], IMAGES)
     _draw_sheets(kept, out)
     return len(kept)
 
@@ -41,9 +46,11 @@ def write(out: Path, records: list[dict], class_names: tuple[str, ...], *, forma
 def paths(out: Path, names: list[str], records: list[dict]) -> list[Path]:
     """The files that a run with these names, or the one that left these records, can have written."""
     names = {*names, *(record["name"] for record in records)}
-    files = [COCO, YOLO, TRAINVAL, REJECTED]
-    files += [path for name in names for path in (_voc_path(name), _yolo_path(name))]
-    files += [f"{IMAGES}/{record['image']}" for record in records if "image" in record]
+    files = [COCO, YOLO, TRAINVAL, REJECTED, *CLASSES, *annotation_formats.FILES]
+    of_name = (_voc_path, _yolo_path, annotation_formats.label_path)
+    files += [path(name) for name in names for path in of_name]
+    images = [record["image"] for record in records if "image" in record]
+    files += [path for image in images for path in (f"{IMAGES}/{image}", annotation_formats.image_path(image))]
     return [*(out / file for file in files), *out.glob(f"{SHEETS}/[0-9]*.jpg")]
 
 
@@ -68,8 +75,10 @@ def _texts(records, kept, class_names, formats):
         names = json.dumps(used, ensure_ascii=False)  # what JSON quotes, YAML reads
         # Without a "path" trainers look beside this file; a relative one is looked for in the working directory.
         texts[YOLO] = f"train: {IMAGES}\nval: {IMAGES}\nnc: {len(used)}\nnames: {names}\n"
-        texts |= {_yolo_path(record["name"]): _yolo(record, used) for record in kept}
-    return texts
+        texts |= dict.fromkeys(CLASSES, "".join(f"{name}\n" for name in used))
+        texts |= {_yolo_path(record["name"]): _yolo(record, used) for record in kept}  # one may be named classes
+    labels = {record["name"]: _yolo(record, used) for record in kept}
+    return texts | annotation_formats.texts(kept, _coco(kept, used), labels, class_names=used, formats=formats)
 
 
 def _rejected(records):
