@@ -10,6 +10,10 @@ from utils import imaging
 
 Corners = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, half open
 COLORMAP = cv2.COLORMAP_TURBO  # the one colour map of the project; matplotlib knows it as "turbo"
+CONCEPT_COLOURS = (  # Paul Tol's bright ones, which colour-blind people tell apart, and two more
+    (238, 102, 119), (34, 136, 51), (68, 119, 170), (204, 187, 68), (102, 204, 238), (170, 51, 119), (238, 119, 51),
+    (187, 187, 187),
+)
 
 
 def normalise_and_resize(
@@ -56,6 +60,20 @@ def overlay(
         )
     colours = cv2.applyColorMap(grey(heatmap), code)[..., ::-1]
     return cv2.addWeighted(image, 1 - opacity, np.ascontiguousarray(colours), opacity, 0)
+
+
+def paint(image: np.ndarray, maps: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+    """Lay several maps float (K, H, W) in [0, 1] over the image, each in a colour of its own: uint8 RGB (H, W, 3).
+
+    A pixel gets the colour of its strongest map, `CONCEPT_COLOURS`, as opaque as that is strong.
+    """
+    maps = np.asarray(maps, np.float32)
+    if maps.ndim != 3 or maps.shape[1:] != image.shape[:2] or not 1 <= len(maps) <= len(CONCEPT_COLOURS):
+        size, most = f"(K, {image.shape[0]}, {image.shape[1]})", len(CONCEPT_COLOURS)
+        raise ValueError(f"Expected maps {size} of at most {most} concepts. Received: {maps.shape}")
+    colours = np.array(CONCEPT_COLOURS, np.float32)[maps.argmax(axis=0)]
+    share = opacity * maps.max(axis=0)[..., None]
+    return np.round((1 - share) * image + share * colours).astype(np.uint8)
 
 
 def segment(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
