@@ -65,7 +65,14 @@ SETUP_METADATA = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags"
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{repository}/blob/main/{file})"
+    " [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]"
+    "(https://kaggle.com/kernels/welcome?src=https://github.com/{repository}/blob/main/{file})"
 )
+METADATA = {  # of a notebook; Colab opens its table of contents
+    "colab": {"toc_visible": True},
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 # Jupyter's own template without what it takes from the network: require.js, MathJax and Mermaid, none of them needed.
@@ -141,10 +148,7 @@ def execute(path: Path) -> None:
     notebook = executed(path)
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key in KEPT}
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    notebook.metadata = nbformat.from_dict(METADATA)
     text = nbformat.writes(notebook) + "\n"
     if len(text.encode()) > MAX_BYTES:
         sys.exit(f"{path.name} is left as it was: with outputs it has {len(text):,} bytes, allowed are {MAX_BYTES:,}.")
@@ -168,7 +172,8 @@ def badges(new: str) -> None:
                 cell.source = renamed(cell.source)
         first = notebook.cells[0]
         badge = BADGE.format(repository=new, file=path.name)
-        first.source, found = re.subn(r"\[!\[Open in Colab\]\(\S+\)\]\(\S+\)", badge, first.source)
+        old_badge = r"\[!\[Open in Colab\]\(\S+\)\]\(\S+\)( \[!\[Open in Kaggle\]\(\S+\)\]\(\S+\))?"
+        first.source, found = re.subn(old_badge, badge, first.source)
         if not found:
             first.source += f"\n\n{badge}"
         if len(notebook.cells) == 1 or "google.colab" not in notebook.cells[1].source:
@@ -183,8 +188,8 @@ def page(notebook: nbformat.NotebookNode, folder: Path) -> str:
     notebook = copy.deepcopy(notebook)
     notebook.cells = [cell for cell in notebook.cells if "setup" not in cell.metadata.get("tags", [])]
     first = notebook.cells[0]
-    # The badge's picture lies elsewhere: a link in words takes its place.
-    first.source = re.sub(r"!\[(Open in Colab)\]\(\S+?\)", r"\1", first.source)
+    # The badges' pictures lie elsewhere: links in words take their place.
+    first.source = re.sub(r"!\[(Open in (?:Colab|Kaggle))\]\(\S+?\)", r"\1", first.source)
     notebook.metadata["title"] = re.search(r"^# (.+)", first.source, re.M)[1]
     template = DictLoader({"page": PAGE_TEMPLATE})
     exporter = HTMLExporter(extra_loaders=[template], template_file="page", embed_images=True)

@@ -26,6 +26,8 @@ MIN_ASSERTS = 12  # in a notebook, those of the setup cell not counted
 MAX_UNCHECKED = 0.03  # share of code cells that nbval does not compare
 ASSERT = re.compile(r"^\s*(?:assert\b|np\.testing\.assert_)", re.M)
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(home|tmp|root|work|content|mnt|Users|private|var/folders)/|\b[A-Z]:\\+\w")
+# With a comment or as a form field, over several lines, or a comment of its own.
+SETTING = re.compile(r"[A-Z][A-Z0-9_]* = .*  # (\w|@param \{type)|[A-Z][A-Z0-9_]* = [(\[{]$|[# )\]}]|$")
 COLAB_LINK = re.compile(r"https://colab\.research\.google\.com/github/([^/\s]+/[^/\s]+)/blob/main/([^)\s\"]+)")
 
 
@@ -72,7 +74,7 @@ def test_is_valid_and_small(path):
 def test_metadata_is_normalised(path):
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata.kernelspec.name == "python3"
-    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert set(notebook.metadata) == {"kernelspec", "language_info", "colab"} and notebook.metadata.colab.toc_visible
     assert {key for cell in notebook.cells for key in cell.metadata} <= set(notebooks.KEPT)
 
 
@@ -133,7 +135,7 @@ def test_opens_with_title_badge_and_setup(path, cells, text):
 def test_settings_stand_in_one_tagged_cell(code):
     settings = tagged(code, "parameters")
     for line in settings.source.splitlines():
-        assert re.match(r"[A-Z][A-Z0-9_]* = .*  # \w|[A-Z][A-Z0-9_]* = [(\[{]$|[# )\]}]|$", line), f"no setting: {line}"
+        assert re.match(SETTING, line), f"no setting: {line}"
     for cell in code[code.index(settings) + 1 :]:
         assert not re.search(r"^[A-Z][A-Z0-9_]+ = ", cell.source, re.M), f"a setting further down: {cell.source}"
 

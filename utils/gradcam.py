@@ -84,8 +84,7 @@ def explain(
             class, "fullgrad" for no layer.
         normalise: False returns the raw maps instead.
         smooth: the mean over six views of the image; see `networks.perturbing.over_views`.
-        grid: rows and columns of tokens; None: those of the maps they were made of, or a square.
-        output: which output is explained, where there are several: its name or index.
+        grid: rows and columns of tokens; None: as they were made, or a square. output: which of several, name or index.
 
     Returns:
         Heat maps float32 (N, H, W) in [0, 1], of the size of the images; with targets (N, T): (N, T, H, W). Raw maps

@@ -82,6 +82,8 @@ def main(options) -> int:
 
 def _check(options):
     """Raise ValueError for options that do not go together."""
+    if options.target is not None and not options.target.strip():
+        raise ValueError("--target needs a sum of classes, such as 'cat - dog'. Received: nothing")
     is_own = bool(options.network) and options.network.endswith(OWN)
     lone = [f"--{name}" for name in ("classes", "output", "activation") if getattr(options, name) and not is_own]
     if lone:

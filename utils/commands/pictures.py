@@ -41,9 +41,8 @@ def explain_files(
         method, layers: of `gradcam.METHODS`; names, empty: `networks.default_layer`.
         class_ids: classes to explain; None: the ``top_n`` best of each image; or target: see `networks.targets.parse`.
         activation: of `ACTIVATIONS`, makes probabilities of scores; see `probabilities`.
-        look: opacity and colormap, as of `heatmap.overlay`.
+        look: opacity and colormap, as of `heatmap.overlay`; report: called with a line for each class.
         smallest_side: in pixels, for networks of any size: images keep their aspect. None: the network's own size.
-        report: called with a line for each class: file, rank, id, name and probability.
 
     Raises:
         ValueError: unknown method, layer or class id, or none of the images could be explained.
@@ -58,15 +57,12 @@ def explain_files(
         except ValueError as error:
             skipped.append(str(error))
             continue
-        if target is None:
-            found = _classes(network, seen, names, class_ids=class_ids, top_n=top_n, activation=activation)
-        else:
-            found = [_in_words(network, seen, names, target)]
+        wish = {"class_ids": class_ids, "top_n": top_n, "activation": activation}
+        found = [_in_words(network, seen, names, target)] if target else _classes(network, seen, names, **wish)
         entry = _explain_image(image, seen, base=base, found=found, **what)
         entries.append({"file": imaging.printable(path.name)} | entry)
         for one in entry["classes"]:
-            value = one[VALUES[target is None]]
-            report(common.columns([path, *(one[key] for key in LINE if key in one), f"{value:.3f}"]))
+            report(common.columns([path, *(one[k] for k in LINE if k in one), f"{one[VALUES[not target]]:.3f}"]))
     if not entries:
         raise ValueError(f"None of the images could be explained: {common.first_of(skipped)}")
     manifest = {

@@ -64,11 +64,7 @@ def gradient_function(network, layers, method, grid, by_class):
         gradients = as_maps(slopes)
         if method in cams.SMOOTHED:
             return {"maps": maps, "gradients": gradients} | ids
-        arrays = [maps, gradients]
-        if is_curved:
-            pairs = zip(slopes, watched, strict=True)
-            bends = [second.gradient(g, a, tf.cast(a, tf.float32), tf.UnconnectedGradients.ZERO) for g, a in pairs]
-            arrays.append([tf.where(tf.math.is_finite(x), x, 0.0) if scale > 1 else x for x in as_maps(bends)])
+        arrays = [maps, gradients, *([as_maps(_bends(second, slopes, watched))] if is_curved else ())]
         result = {"maps": [cams.RAW_MAPS[method](*own) for own in zip(*arrays, strict=True)]}
         if method == "gradcam":
             embeddings = tf.cast(networks.head(output, calls).inputs[0], tf.float32)
@@ -165,9 +161,9 @@ def masked_score_function(network, by_class):
         passes = tf.map_fn(of_pass, (shares, noise), fn_output_signature=tf.TensorSpec((None,), tf.float32))
         return tf.reduce_mean(passes, axis=0)
 
-    shape, free = network.inputs[0].shape[1:], ((None,), tf.float32)
-    of_noise = ((None, None, None), tf.float32)
-    return compiled(step, (shape, tf.float32), of_noise, ((), tf.int32), free, of_noise), slot
+    shapes = network.inputs[0].shape[1:], (None,) * 3, (), (None,), (None,) * 3
+    inputs = [(shape, tf.float32 if shape else tf.int32) for shape in shapes]
+    return compiled(step, *inputs), slot
 
 
 @kept
@@ -189,6 +185,15 @@ def ablated_score_function(network, layer, by_class):
 
     shape = network.inputs[0].shape[1:]
     return compiled(step, (shape, tf.float32), ((), tf.int32), ((None, None), tf.float32)), slot
+
+
+def _bends(tape, slopes, sources):
+    """Of each source A and its gradient g the second derivative along A, H·A."""
+    found = []
+    for slope, source in zip(slopes, sources, strict=True):
+        bend = tape.gradient(slope, source, tf.cast(source, slope.dtype), tf.UnconnectedGradients.ZERO)
+        found.append(tf.where(tf.math.is_finite(bend), bend, tf.zeros_like(bend)))  # what float16 cannot hold
+    return found
 
 
 def _call_twice_differentiable(name, operation, *args, **kwargs):
