@@ -3,11 +3,11 @@
 `embedding` builds the network that this project trains, `classifiers` those of ImageNet's 1,000 classes. Both rebuild
 networks of keras.applications; `torchvision_nets` has two that are missing there. `graph` walks through the layers of
 any Keras network, `spatial` tells which of them give maps and of what part of the image, `tokens` reads transformers,
-`scores` finds the scores. `angular` has the layer of ArcFace, `guided` the backward rule of guided backpropagation, `cams` the formulas of Grad-CAM's
-family, `passes` what is compiled for them, `perturbing` and `fullgrad` the methods of several passes, `ports` and
-`targets` what lets them explain one of several outputs, a sum or a region. `cells` takes an embedding as a sum over
-cells, `concepts` maps as sums of a few concepts, `discriminant` tells objects from their surroundings. `files` and
-`model_folder` write what was trained.
+`scores` finds the scores. `angular` has the layer of ArcFace, `guided` the backward rule of guided backpropagation,
+`cams` the formulas of Grad-CAM's family, `passes` what is compiled for them, `perturbing` and `fullgrad` the methods of
+several passes, `ports` and `targets` what lets them explain one of several outputs, a sum or a region. `cells` takes an
+embedding as a sum over cells, `concepts` maps as sums of a few concepts, `discriminant` tells objects from their
+surroundings. `files` and `model_folder` write what was trained.
 """
 
 # ruff: noqa: I001 - names side by side
