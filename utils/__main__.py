@@ -15,6 +15,7 @@ COMMANDS = {
     "export": "write a model as LiteRT files, float32 and int8, for demo, annotate and small boards",
     "demo": "explain a camera live, or a video, or images",
     "annotate": "draw boxes from heat maps and write them as VOC, COCO and YOLO files",
+    "bulk": "explain very many images on all cores, or on many machines, and write Parquet files",
     "anomaly": "find defects after learning from normal images only",
     "index": "remember the embeddings of a folder of images, to search in",
     "search": "find the images of an index that are similar to one, and show why",

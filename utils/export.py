@@ -91,9 +91,8 @@ def _write(path, content, metadata, model=None):
     With a model it is compared with that on an image.
     """
     path = Path(path)
-    metadata = metadata | {
-        "format": runtime.FORMAT, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()
-    }
+    digest = hashlib.sha256(content).hexdigest()
+    metadata = metadata | {"format": runtime.FORMAT, "bytes": len(content), "sha256": digest}
     with imaging.atomic_write(path) as draft:
         draft.write_bytes(content)
         with zipfile.ZipFile(draft, "a") as archive:

@@ -48,15 +48,15 @@ def read_image(path: str | Path) -> np.ndarray:
         return decode(Path(path))
 
 
-def decode(path: Path) -> np.ndarray:
-    """`read_image` without its ``catch_warnings``, which is not safe in threads."""
+def decode(path: Path, content=None) -> np.ndarray:
+    """`read_image` without its ``catch_warnings``, which is not safe in threads; ``content``: the file, open."""
     # Pillow, because OpenCV returns the upper half of a truncated photo without a word.
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise FileNotFoundError(f"There is no image file {printable(path)}.")
-    if path.stat().st_size == 0:
+    if (path.stat().st_size if content is None else content.seek(0, os.SEEK_END)) == 0:
         raise ValueError(f"Cannot read {printable(path)}: the file is empty (0 bytes).")
     try:
-        with Image.open(path) as image:
+        with Image.open(content or path) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except Image.UnidentifiedImageError:
@@ -93,8 +93,7 @@ def read_or_skip(files: Iterable[tuple[Path, str]], skipped: list[str]) -> Itera
 def image_files(paths: Sequence[str | Path], left_out: list[Path] | None = None) -> list[tuple[Path, str]]:
     """Expand paths and folders (not recursively) to pairs of a file and a name that no other pair has.
 
-    The name is the file's stem, as `file_name` makes it; a repeated stem gets a number: photo, photo_2. ``left_out`` is
-    as of `images_in`.
+    The names are `unique_names` of the stems; ``left_out`` is as of `images_in`.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no image file at all.
@@ -105,13 +104,16 @@ def image_files(paths: Sequence[str | Path], left_out: list[Path] | None = None)
     files = [f for path in paths for f in (images_in(path, left_out) if path.is_dir() else [path])]
     if not files:
         raise FileNotFoundError(f"There is no image file in {', '.join(map(str, paths))}.")
-    names, taken = [], set()
-    for file in files:
-        stem = file_name(file.stem)
+    return list(zip(files, unique_names(file.stem for file in files), strict=True))
+
+
+def unique_names(stems: Iterable[str]) -> Iterator[str]:
+    """`file_name` of each; a repeated one gets a number: photo, photo_2."""
+    taken = set()
+    for stem in map(file_name, stems):
         numbers = (f"{stem}_{n}" if n > 1 else stem for n in count(1))
-        names.append(next(name for name in numbers if name not in taken))
-        taken.add(names[-1])
-    return list(zip(files, names, strict=True))
+        taken.add(name := next(name for name in numbers if name not in taken))
+        yield name
 
 
 def images_in(folder: Path, left_out: list[Path] | None = None) -> list[Path]:

@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from utils.runtime import silent_stderr
@@ -69,8 +70,6 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers: ``{name: version}``."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found

@@ -26,7 +26,7 @@ from utils import heatmap, imaging
 from utils.commands import annotation_files, common
 from utils.commands.annotation_files import ALL_FORMATS, COCO, FORMATS, IMAGES, REJECTED  # noqa: F401  for callers
 from utils.commands.common import option
-from utils.runtime import Explainer
+from utils.runtime import Explainer, Explanation
 
 JOURNAL = "journal.jsonl"
 LONGEST_JPEG = 65500  # pixels, of a side
@@ -77,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "my_photos/cat my_photos/dog --model my_model --out dataset",
         "photos --boxes 3 --threshold p75 --format coco --out dataset",
     )
-    common.add_shared(parser, ["images", "--model", "--int8", "--threads"])
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    common.add_shared(parser, ["--from", "--model", "--int8", "--threads"])
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder, or that of an interrupted run, to resume"
     )
@@ -90,6 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options) -> int:
     settings = common.chosen(options, Settings)
+    if common.is_from_bulk(options, options.images):
+        return _from_bulk(options, settings)
     model = common.model_file(options, "label")
     files = common.find_images(options.images)
     bar = iter(common.with_bar(files, "annotating"))
@@ -103,6 +106,18 @@ def main(options) -> int:
         rate, rate_alone = (done.explained / max(value, 1e-9) for value in (done.seconds, done.explain_seconds))
         print(f"{rate:.0f} images per second, {rate_alone:.0f} without reading and copying them")
     return 2 if done.unreadable == len(files) else 0
+
+
+def _from_bulk(options, settings):
+    from utils.commands import bulk_results
+
+    if settings != Settings():
+        raise ValueError("With --from the boxes are those of `bulk`: give it the options of boxes and confidence.")
+    how = {"formats": options.format, "force": options.force}
+    how |= {"progress": lambda parts: common.with_bar(parts, "annotating")}
+    kept, n_images = bulk_results.annotations(options.bulk, options.out, **how)
+    print(f"kept {kept} of {n_images} images; {n_images - kept} rejected, see {options.out / REJECTED}")
+    return 0
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,7 @@ def run(
     common.check_kind(model_file, "label", explainer.metadata)
     out, settings = Path(out), settings or Settings()
     header = {"model": explainer.metadata["sha256"]} | asdict(settings)
-    before = _begin(out, header, [name for _, name in files], force)
+    before = begin(out, header, [name for _, name in files], force)
     records, times, start = [], [], time.perf_counter()
     with (out / JOURNAL).open("a", encoding="ascii") as journal:
         for path, name in files:
@@ -164,7 +179,7 @@ def run(
     )
 
 
-def _begin(out, header, names, force):
+def begin(out: Path, header: dict, names: list[str], force: bool) -> dict[str, dict]:
     """Make the folder and its journal, or resume the one that is there; {name: record} from before."""
     journal = out / JOURNAL
     found, records, size = _read_journal(journal)
@@ -230,6 +245,11 @@ def find(image: np.ndarray, explainer: Explainer, settings: Settings) -> dict:
     """
     # On the network's own grid, not the photo's: the map knows no more, and the time is the same for all photos.
     result = explainer.explain(imaging.resize(image[None], *explainer.input_size))
+    return judge(result, image.shape[:2], settings)
+
+
+def judge(result: Explanation, size: tuple[int, int], settings: Settings) -> dict:
+    """What `find` returns, of the explanation of one image of this height and width, on any grid."""
     label, heat = result.names[0], result.heatmaps[0]
     confidence = float(result.probabilities().max())
     seen = {"label": label, "confidence": round(confidence, 4)}
@@ -247,12 +267,17 @@ def find(image: np.ndarray, explainer: Explainer, settings: Settings) -> dict:
     iou = float((mask & drawn).sum() / (mask | drawn).sum())
     if iou < settings.min_iou:
         return seen | {"reason": f"The IoU of mask and box is {iou:.3f}, below {settings.min_iou}."}
-    (height, width), (rows, columns) = image.shape[:2], heat.shape
+    return seen | {"iou": round(iou, 4)} | on_photo(found, heat.shape, size)
+
+
+def on_photo(boxes: list[heatmap.Box], grid: tuple[int, int], size: tuple[int, int]) -> dict:
+    """The part of what `find` returns that tells where boxes found on this grid (h, w) lie in a photo (H, W)."""
+    (height, width), (rows, columns) = size, grid
     scale = np.array([width / columns, height / rows])
-    return seen | {
-        "height": height, "width": width, "iou": round(iou, 4), "scores": [round(box.score, 4) for box in found],
-        "boxes": [_scale(box.corners, scale, (width, height)) for box in found],
-        "polygons": [np.round(heatmap.outline(box.region) * scale, 2).ravel().tolist() for box in found],
+    return {
+        "height": height, "width": width, "scores": [round(box.score, 4) for box in boxes],
+        "boxes": [_scale(box.corners, scale, (width, height)) for box in boxes],
+        "polygons": [np.round(heatmap.outline(box.region) * scale, 2).ravel().tolist() for box in boxes],
     }
 
 

@@ -29,6 +29,9 @@ SHARED = {
     "--model": {
         "type": Path, "default": DEFAULT_MODEL, "metavar": "FOLDER", "help": "model folder (default: the shipped one)",
     },
+    "--from": {
+        "dest": "bulk", "metavar": "DIR", "help": "take what `bulk` wrote there instead of images: no network runs"
+    },
     "--int8": {"action": "store_true", "help": "run the int8 file instead of the float32 one"},
     "--threads": {"type": int, "default": 2, "metavar": "N", "help": "CPU threads of the network"},
     "--weights": {"default": "imagenet", "metavar": "NAME", "help": "imagenet, none (random) or a weights file"},
@@ -57,6 +60,17 @@ def add_shared(parser, names: list[str]) -> None:
     """Add these of the `SHARED` options."""
     for name in names:
         parser.add_argument(name, **SHARED[name])
+
+
+def is_from_bulk(options, images: object) -> bool:
+    """Whether --from names results of ``bulk``; one sentence if images are named as well, or neither."""
+    if bool(options.bulk) == bool(images):
+        raise ValueError("Name images, or --from and what `bulk` wrote, but not both.")
+    if options.bulk:
+        from utils.commands import bulk
+
+        bulk.check_packages()
+    return bool(options.bulk)
 
 
 def check_kind(model: Path, kind: str, meta: dict | None = None) -> None:

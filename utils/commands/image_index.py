@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,22 @@ def update(
     return {"new": n_new, "kept": len(known), "dropped": dropped, "skipped": skipped}
 
 
+def write(place: Path, folder: str, model: str, *, images: Iterable[tuple[dict, np.ndarray]]) -> int:
+    """Write a new index of a folder from each image's record and unit embedding; returns their number."""
+    with imaging.atomic_write(place / ABOUT) as draft:
+        _write_about(draft, folder, model)
+    images, n_images, number = iter(images), 0, 0
+    while part := list(islice(images, PART_SIZE)):
+        _write_part(place / PARTS / f"{number:06d}.npz", [record for record, _ in part], [row for _, row in part])
+        n_images, number = n_images + len(part), number + 1
+    return n_images
+
+
+def _write_about(draft, folder, model):
+    about = {"format": FORMAT, "folder": folder, "model": model}
+    draft.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
 def _begin(place, folder, model):
     """Make the index, or check that it is of this model and folder."""
     if (place / ABOUT).exists():
@@ -190,8 +207,7 @@ def _begin(place, folder, model):
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise FileExistsError(f"{place} holds other files; choose a new folder for the index.")
     with imaging.atomic_write(place / ABOUT) as draft:
-        about = {"format": FORMAT, "folder": str(folder.resolve()), "model": model}
-        draft.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        _write_about(draft, str(folder.resolve()), model)
 
 
 def _stamp(name, path):

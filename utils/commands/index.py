@@ -9,17 +9,22 @@ from utils.commands import common
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_examples(parser, "my_photos --out my_index", "my_photos --model my_model --int8 --out my_index")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images, with its sub-folders")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="folder of images, with its sub-folders")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="INDEX",
         help="new folder, or that of an index of the same images: what is new is added, what is gone is dropped",
     )
-    common.add_shared(parser, ["--model", "--int8", "--threads"])
+    common.add_shared(parser, ["--from", "--model", "--int8", "--threads"])
 
 
 def main(options) -> int:
     from utils.commands import image_index
 
+    if common.is_from_bulk(options, options.folder):
+        from utils.commands import bulk_results
+
+        print(f"{bulk_results.index(options.bulk, options.out)} images; index in {options.out}")
+        return 0
     file, left_out = common.model_file(options, "label"), []
     files = image_index.files_below(options.folder, left_out)
     common.report_left_out(left_out)
