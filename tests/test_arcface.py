@@ -9,6 +9,7 @@ import pytest
 
 from utils import arcface, data
 from utils.arcface import ArcFace
+from utils.networks import loop
 
 
 def layer_with(prototypes, **settings):
@@ -210,7 +211,7 @@ def test_mean_weights_by_hand():
     """Of 0, 8 and 4 with shares of a half: 0, 4, 4."""
     mean = None
     for value in (0.0, 8.0, 4.0):
-        mean = arcface._blend(mean, [np.array([value])], 0.5)
+        mean = loop.blend(mean, [np.array([value])], 0.5)
     assert mean == [np.array([4.0])]
 
 

@@ -1,18 +1,17 @@
 """Training with ArcFace (arXiv 1801.07698): the one `train` that notebooks and command line both call."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 
 from utils import augment, data, networks, repro
+from utils.networks import loop, replicas
 from utils.networks.angular import ArcFace
 from utils.repro import keras
 from utils.runtime import softmax
 
-EVERY = 10  # steps: how often weights go into their mean
 FEW = 100  # training images of a class and source; of fewer, holding some out costs more than it tells
 
 
@@ -38,7 +37,7 @@ def train(
     network: keras.Model, dataset: data.Dataset, *, steps: int = 400, batch_size: int = 32, learning_rate: float = 2e-4,
     scale: float = 30.0, margin: float = 0.3, augmentation: float = 1.0, robust: bool = False,
     backgrounds: np.ndarray | None = None, prototypes: np.ndarray | None = None, evaluations: int = 10, seed: int = 0,
-    average: int = 0, progress: Callable[[dict], None] = lambda entry: None,
+    average: int = 0, checkpoint: Path | None = None, progress: Callable[[dict], None] = lambda entry: None,
 ) -> Training:
     """Train an embedding network in place with ArcFace, on the dataset's training images only.
 
@@ -58,9 +57,11 @@ def train(
         prototypes: float32 (D, K) to start from, of a model whose training goes on; None: random ones.
         average: keep the exponential mean of the weights of about as many last steps; 0: the weights themselves.
         evaluations: how often the held-out images are looked at on the way.
+        checkpoint: file for the state at each evaluation; where it exists the training goes on from it.
         progress: called after each evaluation with the newest entry of the history.
 
     Raises:
+        OSError: another worker is lost.
         ValueError: sizes that do not fit, one class only, no training image, or settings out of range.
 
     Example:
@@ -77,19 +78,25 @@ def train(
         backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed=seed, strength=augmentation)
     head = ArcFace(len(dataset.class_names), scale=scale, margin=margin, name="arcface")
     scores, trainer = _models(network, head, prototypes)
-    _compile(trainer, learning_rate, steps)
     fitted, held_out = _split(dataset, seed)
     how = {"batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation, "robust": robust}
-    batches = augment.batches(dataset, fitted, backgrounds=backgrounds, **how)
-
-    def evaluate():
-        return _validate(networks.forward(scores, dataset.images[held_out]), dataset.labels[held_out], scale)
-
-    look_at = np.linspace(0, steps, evaluations + 1).round().astype(int)[1:]
-    how = {"look_at": look_at, "average": average, "progress": progress}
-    history, best, interrupted = _run(scores, trainer, batches, evaluate, **how)
+    settings = how | {"learning_rate": learning_rate, "average": average, "images": dataset.fingerprint}
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps), amsgrad=True)
+    step_by = replicas.stepper(trainer, optimizer)
+    kept = loop.Checkpoint(checkpoint, [*trainer.variables, *optimizer.variables], settings=settings)
+    begin = kept.restore()
+    batches = augment.batches(dataset, fitted, backgrounds=backgrounds, done=loop.done(begin), **how)
+    look_at = np.linspace(0, steps, evaluations + 1).round().astype(int)[1:].tolist()
+    history, best, interrupted = loop.run(
+        scores, step_by, batches, lambda: _validate(scores, dataset, held_out, scale), look_at=look_at,
+        average=average, progress=progress, begin=begin, save=kept.save,
+    )
     if best is None and not interrupted:
         raise ValueError(f"The training diverged; take a lower learning rate. Received: {learning_rate!r}")
+    return _with_best(scores, history, best, interrupted=interrupted)
+
+
+def _with_best(scores, history, best, *, interrupted):
     if best is not None:
         scores.set_weights(best.weights)
     return Training(scores, history, best.entry["done"] if best else 0, interrupted)
@@ -120,47 +127,6 @@ def _check_training(network, dataset, steps, *, batch_size, evaluations, augment
         raise ValueError(f"augmentation must lie in [0, 1]. Received: {augmentation!r}")
 
 
-class _Best(NamedTuple):
-    """The entry of the history with the highest accuracy so far, and the weights it was measured with."""
-
-    entry: dict
-    weights: list[np.ndarray]
-
-
-def _run(scores, trainer, batches, evaluate, *, look_at, average, progress):
-    """Train on the batches; returns the history, the `_Best` (None if there is none), and whether Ctrl-C came."""
-    start, losses, history, best, mean = time.perf_counter(), [], [], None, None
-    try:
-        for step, (images, labels) in enumerate(batches, 1):
-            losses.append(trainer.train_on_batch([images, labels], labels))
-            if average and step % EVERY == 0:
-                mean = _blend(mean, scores.get_weights(), min(1, EVERY / min(average, step)))
-            if step not in look_at:
-                continue
-            if mean:
-                newest = scores.get_weights()
-                scores.set_weights(mean)
-            history.append({"loss": float(np.mean(losses))} | evaluate() | repro.pace(step, look_at[-1], start))
-            losses.clear()
-            # By loss, which a few confident errors dominate, early weights win, and they generalise worse.
-            entry, bar = history[-1], best.entry["validation_accuracy"] if best else 0
-            if np.isfinite(entry["validation_loss"]) and entry["validation_accuracy"] >= bar:
-                best = _Best(entry, scores.get_weights())
-            if mean:
-                scores.set_weights(newest)
-            progress(history[-1])
-    except KeyboardInterrupt:
-        return history, best, True
-    return history, best, False
-
-
-def _blend(mean, weights, share):
-    """The mean weights with a share of new ones; without a mean the new ones."""
-    if mean is None:
-        return weights
-    return [(1 - share) * old + share * new for old, new in zip(mean, weights, strict=True)]
-
-
 def _models(network, head, prototypes=None):
     """images → cosine scores; and images, labels → logits with the margin. They share all weights."""
     # This call comes first: Keras' `layer.input` means the first, and it has to be the embedding alone.
@@ -169,13 +135,6 @@ def _models(network, head, prototypes=None):
         head.set_weights([prototypes])
     label = keras.Input((), dtype="int32", name="label")
     return scores, keras.Model([network.inputs[0], label], head(network.outputs[0], label))
-
-
-def _compile(trainer, learning_rate, steps):
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps), amsgrad=True)
-    optimizer.build(trainer.trainable_variables)  # else the first step creates them, and everything is traced twice
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    trainer.compile(optimizer, loss, jit_compile=False)  # on a CPU, XLA compiles longer than the whole training takes
 
 
 def _split(dataset, seed):
@@ -194,8 +153,9 @@ def _split(dataset, seed):
     return dataset.train[fitted], dataset.train[held_out]
 
 
-def _validate(cosines, labels, scale):
-    """Accuracy and cross-entropy of cosine scores (N, K)."""
+def _validate(scores, dataset, held_out, scale):
+    """Accuracy and cross-entropy of the held-out images."""
+    cosines, labels = networks.forward(scores, dataset.images[held_out]), dataset.labels[held_out]
     own = np.log(softmax(scale * cosines.astype(np.float64)))[np.arange(len(labels)), labels]
     accuracy = float(np.mean(cosines.argmax(axis=1) == labels))
     return {"validation_loss": float(-np.mean(own)), "validation_accuracy": accuracy}

@@ -132,7 +132,7 @@ def views(
 
 def batches(
     dataset: data.Dataset, indices: np.ndarray, *, batch_size: int, steps: int, backgrounds: np.ndarray,
-    seed: int, strength: float = 1.0, robust: bool = False,
+    seed: int, strength: float = 1.0, robust: bool = False, done: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Draw augmented batches for a training.
 
@@ -144,9 +144,11 @@ def batches(
         indices: int (M,), the images of the dataset to draw from.
         backgrounds: as of `render_backgrounds`.
         strength, robust: as of `augment`.
+        done: leave out as many batches.
 
     Yields:
-        ``steps`` pairs of images float32 (batch_size, S, S, 3), values 0..255, and labels int32 (batch_size,).
+        ``steps`` pairs, less those that are done, of images float32 (batch_size, S, S, 3), values 0..255, and labels
+        int32 (batch_size,).
     """
     by_class = _parts_by_class(dataset, indices)
     none = dataset.class_names.index(data.NONE) if data.NONE in dataset.class_names else -1
@@ -169,14 +171,14 @@ def batches(
             images.append(augment(dataset.images[i], mask, **how))
         return np.stack(images), labels.astype(np.int32)
 
-    return prefetch(draw, steps)
+    return prefetch(draw, steps, done)
 
 
-def prefetch(draw: Callable[[int], object], steps: int) -> Iterator:
-    """Yield ``draw(0)`` to ``draw(steps - 1)``; a thread prepares the next one while the caller uses this one."""
+def prefetch(draw: Callable[[int], object], steps: int, first: int = 0) -> Iterator:
+    """Yield ``draw(first)`` to ``draw(steps - 1)``; a thread prepares the next while the caller uses this one."""
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(draw, 0)
-        for step in range(1, steps + 1):
+        coming = pool.submit(draw, first)
+        for step in range(first + 1, steps + 1):
             ready = coming.result()
             if step < steps:
                 coming = pool.submit(draw, step)

@@ -1,15 +1,19 @@
 """``bulk``: what is read, what is written, that each image is there once whatever is killed, and what is made of it."""
 
+import contextlib
 import io
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -334,22 +338,35 @@ SETUP = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
 MEMORY = 300_000_000  # bytes, of the object store
 
 
-def start(*words):
-    """A node of a cluster on this machine."""
-    command = [RAY, "start", "--num-cpus", "1", "--object-store-memory", str(MEMORY), *words]
-    subprocess.run(command, check=True, env=os.environ | SETUP, capture_output=True, timeout=180)
-
-
-def processes_of(folder):
-    """Number of this machine's processes whose environment or command names the folder, by their id: command."""
-    found = {}
-    for name in os.listdir("/proc"):
+@pytest.fixture
+def cluster():
+    """The address of a cluster of two nodes of one core each, and what its users have to set."""
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # short: sockets are in there
+        token, port = Path(folder, "token"), 6380 + os.getpid() % 1000
+        token.write_text(secrets.token_hex(32))
+        environment = os.environ | SETUP | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", folder]
         try:
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                found[int(name)] = file.read().replace(b"\0", b" ").decode(errors="replace")
-        except (ValueError, OSError):
-            continue
-    return {number: command for number, command in found.items() if folder in command}
+            for words in (head, ["--address", f"127.0.0.1:{port}"]):
+                command = [RAY, "start", *words, "--num-cpus", "1", "--object-store-memory", str(MEMORY)]
+                subprocess.run(command, check=True, env=environment, capture_output=True, timeout=180)
+            yield f"127.0.0.1:{port}", environment
+        finally:
+            own = processes_of(folder)
+            own += [number for number in processes_of("ray") if any(is_below(number, one) for one in own)]
+            for number in set(own) - {os.getpid()}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+
+
+def processes_of(text):
+    """The ids of this machine's processes whose command or environment holds a text."""
+    found = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            told = b"".join(Path("/proc", name, part).read_bytes() for part in ("cmdline", "environ"))
+            found += [int(name)] if text.encode() in told else []
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +412,7 @@ def test_the_driver_is_killed_and_an_actor_is_killed_and_each_image_is_there_onc
     assert 5 <= n_before < 63
     second = subprocess.Popen(command, **how)
     wait_for_parts(out, n_before + 5, second)
-    victim = min(number for number, command in processes_of("ray::MapWorker").items() if is_below(number, second.pid))
+    victim = min(number for number in processes_of("ray::MapWorker") if is_below(number, second.pid))
     os.kill(victim, signal.SIGKILL)
     printed, error = second.communicate(timeout=240)
     assert second.returncode == 0, error
@@ -418,21 +435,12 @@ def is_below(number, ancestor):
 
 @needs_ray
 @pytest.mark.slow
-def test_two_nodes_share_the_work_and_give_the_same_table(many, tmp_path):
-    port = 6380 + os.getpid() % 1000
-    address = f"127.0.0.1:{port}"
-    before = set(processes_of("ray"))
-    try:
-        start("--head", "--port", str(port), "--include-dashboard", "false", "--node-ip-address", "127.0.0.1")
-        start("--address", address, "--node-ip-address", "127.0.0.1")
-        command = bulk_command(many, tmp_path / "two", "--address", address)
-        done = subprocess.run(command, env=os.environ | SETUP, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip().endswith("nodes: 2")
-    finally:
-        for number in set(processes_of("ray")) - before:
-            if number != os.getpid():
-                os.kill(number, signal.SIGKILL)
+def test_two_nodes_share_the_work_and_give_the_same_table(many, cluster, tmp_path):
+    address, environment = cluster
+    command = bulk_command(many, tmp_path / "two", "--address", address)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("nodes: 2") and not done.stderr
     check(tmp_path / "two", many)
     work(many, tmp_path / "one")
     columns = bulk_parts.schema("label", embeddings=False, heatmaps=False).names
@@ -441,7 +449,6 @@ def test_two_nodes_share_the_work_and_give_the_same_table(many, tmp_path):
 
 
 @needs_ray
-@pytest.mark.slow
 def test_a_cluster_that_is_not_there(photos, tmp_path, capsys):
     done = subprocess.run(
         bulk_command(photos, tmp_path / "out", "--address", "127.0.0.1:1"), env=os.environ | SETUP,

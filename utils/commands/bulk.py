@@ -10,6 +10,7 @@ file alone, so the same command after a crash goes on where it was.
 import argparse
 import logging
 import os
+import socket
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,8 @@ from utils.commands import annotate, common
 NEEDS = 'bulk needs Ray Data: pip install "ray[data]"'
 OBJECT_STORE = 300_000_000  # bytes; only lists of files and the model pass through it
 BLOCKS = 2000  # that Ray keeps account of, at most
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+TIMEOUT = 10  # seconds
 NOT_SENT = ["**/__pycache__"]
 
 
@@ -174,7 +177,8 @@ def _cluster(address, n_actors):
     """Join or start Ray, quietly; yields the number of cores, and leaves or ends it."""
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     how = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address:
@@ -183,6 +187,9 @@ def _cluster(address, n_actors):
     else:
         how |= {"num_cpus": n_actors, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
     try:
+        if address and "://" not in address and ":" in address:  # Ray would try for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), TIMEOUT).close()
         with runtime.silent_stderr():
             ray.init(**how)
     except Exception as error:  # it raises nearly anything

@@ -3,7 +3,7 @@
 Ray starts it, on this machine or on another. It needs no TensorFlow, and gets the model as bytes.
 """
 
-import os
+import sys
 import tempfile
 import time
 import warnings
@@ -52,7 +52,7 @@ class Worker:
         self.schema = bulk_parts.schema(self.explainer.kind, **how)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """batch: "number" and "piece" (n,) → of each its number, images, unreadable ones, times, and who did it."""
+        """batch: "number" and "piece" (n,) → of each its number, images, unreadable ones, times and node."""
         pieces = zip(batch["number"], batch["piece"], strict=True)
         done = [self._finish(int(number), bulk_source.Piece.unpack(piece)) for number, piece in pieces]
         return {name: np.array([entry[name] for entry in done]) for name in done[0]}
@@ -63,8 +63,7 @@ class Worker:
         if not bulk_parts.is_there(self.job.out, number):
             rows = self._rows(piece, counts)
             bulk_parts.write(self.job.out, number, schema=self.schema, rows=rows)
-        node = os.environ.get("RAY_NODE_ID", "")
-        return {"number": number, "began": began, "ended": time.time(), "node": node, "process": os.getpid()} | counts
+        return {"number": number, "began": began, "ended": time.time(), "node": _node()} | counts
 
     def _rows(self, piece, counts):
         for item in bulk_source.items(self.job.source, piece):
@@ -92,6 +91,12 @@ class Worker:
         if self.job.heatmaps:
             row["heatmap"] = cv2.imencode(".png", heatmap.grey(result.heatmaps[0]))[1].tobytes()
         return {"boxes": [], "polygons": []} | row
+
+
+def _node():
+    """The id of the Ray node that this process is on; "" without Ray."""
+    ray = sys.modules.get("ray")
+    return ray.get_runtime_context().get_node_id() if ray and ray.is_initialized() else ""
 
 
 def _anomaly(result, size, settings):

@@ -8,12 +8,17 @@ from pathlib import Path
 from utils.commands import common, exits
 from utils.commands.recipe import Recipe
 
+CHECKPOINT = "checkpoint.npz"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_examples(
         parser, "--data my_photos --out my_model", "--data janken synthetic --none --steps 1200 --seed 1 --out my_model"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the model goes")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a training with the same options was stopped, in --out"
+    )
     parser.add_argument_group("data").add_argument(
         "--data", nargs="+", required=True, metavar="SOURCE",
         help=f"{common.DATA_HELP}; several are joined if they have the same classes",
@@ -22,8 +27,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options) -> int:
+    from utils.networks import replicas
+
+    checkpoint = options.out / CHECKPOINT
+    if options.resume and not checkpoint.exists():
+        raise FileNotFoundError(f"There is no training to go on with in {options.out}: it holds no {CHECKPOINT}.")
+    with replicas.strategy().scope():
+        replicas.check_batch(options.batch_size)
+        if not options.resume and replicas.is_chief():
+            checkpoint.unlink(missing_ok=True)
+        replicas.wait_for_all()
+        code = _train(options, checkpoint)
+        if code == 0 and replicas.is_chief():
+            checkpoint.unlink(missing_ok=True)
+        replicas.wait_for_all()
+    return code
+
+
+def _train(options, checkpoint) -> int:
     from utils import arcface
     from utils.commands import comparison, training
+    from utils.networks import replicas
 
     common.return_memory()
     recipe = common.chosen(options, Recipe)
@@ -33,7 +57,11 @@ def main(options) -> int:
     untrained = training.build_network(recipe)
     options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
     print(f"{len(dataset.train)} training and {len(dataset.test)} test images of {', '.join(dataset.class_names)}")
-    trained, faster = training.train_model(untrained, dataset, recipe, progress=_print_progress)
+    trained, faster = training.train_model(
+        untrained, dataset, recipe, progress=_print_progress, checkpoint=checkpoint
+    )
+    if not replicas.is_chief():  # it has the same weights as the chief, who writes
+        return 0
     if trained.interrupted:
         kept = f"the best weights so far (step {trained.best_step})" if trained.best_step else "the last weights"
         print(f"interrupted: {kept} are kept")

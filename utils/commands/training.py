@@ -126,7 +126,7 @@ def _finer_layers(recipe):
 
 
 def train_model(
-    untrained: tuple[keras.Model, dict], dataset: data.Dataset, recipe: Recipe, *,
+    untrained: tuple[keras.Model, dict], dataset: data.Dataset, recipe: Recipe, *, checkpoint: Path | None = None,
     progress: Callable[[dict], None] = lambda entry: None,
 ) -> tuple[arcface.Training, FasterGradCAM]:
     """Train what `build_network` built on the dataset's training part, then fit clusters to what it saw.
@@ -142,7 +142,8 @@ def train_model(
     training = arcface.train(
         network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale, margin=recipe.margin,
         backgrounds=backgrounds, evaluations=min(10, recipe.steps), seed=recipe.seed, progress=progress,
-        robust=recipe.robust, average=recipe.average, prototypes=earlier.prototypes if known else None, **settings,
+        robust=recipe.robust, average=recipe.average, checkpoint=checkpoint,
+        prototypes=earlier.prototypes if known else None, **settings,
     )
     if "object_layers" in layers:
         seen = {"images": dataset.images[dataset.train]}
