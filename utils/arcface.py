@@ -37,7 +37,8 @@ def train(
     network: keras.Model, dataset: data.Dataset, *, steps: int = 400, batch_size: int = 32, learning_rate: float = 2e-4,
     scale: float = 30.0, margin: float = 0.3, augmentation: float = 1.0, robust: bool = False,
     backgrounds: np.ndarray | None = None, prototypes: np.ndarray | None = None, evaluations: int = 10, seed: int = 0,
-    average: int = 0, checkpoint: Path | None = None, progress: Callable[[dict], None] = lambda entry: None,
+    average: int = 0, keep: float = 0.0, checkpoint: Path | None = None,
+    progress: Callable[[dict], None] = lambda entry: None,
 ) -> Training:
     """Train an embedding network in place with ArcFace, on the dataset's training images only.
 
@@ -56,6 +57,8 @@ def train(
         backgrounds: what objects are put in front of, uint8 (B, S, S, 3); None: `augment.render_backgrounds`.
         prototypes: float32 (D, K) to start from, of a model whose training goes on; None: random ones.
         average: keep the exponential mean of the weights of about as many last steps; 0: the weights themselves.
+        keep: share of the weights before the training in those after it, in [0, 1): WiSE-FT (arXiv 2109.01903), for a
+            model whose training goes on; what it knew of other images is lost less.
         evaluations: how often the held-out images are looked at on the way.
         checkpoint: file for the state at each evaluation; where it exists the training goes on from it.
         progress: called after each evaluation with the newest entry of the history.
@@ -73,11 +76,13 @@ def train(
         (None, 3)
     """
     _check_training(network, dataset, steps, batch_size=batch_size, evaluations=evaluations, augmentation=augmentation)
+    _check_start(prototypes, keep)
     repro.seed_everything(seed)
     if backgrounds is None:
         backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed=seed, strength=augmentation)
     head = ArcFace(len(dataset.class_names), scale=scale, margin=margin, name="arcface")
     scores, trainer = _models(network, head, prototypes)
+    before = scores.get_weights() if keep else None
     fitted, held_out = _split(dataset, seed)
     how = {"batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation, "robust": robust}
     settings = how | {"learning_rate": learning_rate, "average": average, "images": dataset.fingerprint}
@@ -93,12 +98,8 @@ def train(
     )
     if best is None and not interrupted:
         raise ValueError(f"The training diverged; take a lower learning rate. Received: {learning_rate!r}")
-    return _with_best(scores, history, best, interrupted=interrupted)
-
-
-def _with_best(scores, history, best, *, interrupted):
     if best is not None:
-        scores.set_weights(best.weights)
+        scores.set_weights(loop.blend(before, best.weights, 1 - keep))
     return Training(scores, history, best.entry["done"] if best else 0, interrupted)
 
 
@@ -125,6 +126,11 @@ def _check_training(network, dataset, steps, *, batch_size, evaluations, augment
         )
     if not 0 <= augmentation <= 1:
         raise ValueError(f"augmentation must lie in [0, 1]. Received: {augmentation!r}")
+
+
+def _check_start(prototypes, keep):
+    if not 0 <= keep < 1 or keep and prototypes is None:
+        raise ValueError(f"keep must lie in [0, 1), and above 0 a model of the same classes go on. Received: {keep!r}")
 
 
 def _models(network, head, prototypes=None):

@@ -43,6 +43,9 @@ class Recipe:
         group="training",
     )
     average: int = option(0, "keep the mean weights of about so many last steps (default: the last)", group="training")
+    keep: float = option(
+        0.0, "share of the weights of a model that goes on to keep, 0..1: it forgets less (WiSE-FT)", group="training"
+    )
     seed: int = option(0, "seed of everything random", group="training")
     layer: str | None = option(None, "layer of the heat maps (default: the backbone's own)", group="heat maps")
     details: str = option(
