@@ -207,6 +207,23 @@ def test_a_training_goes_on_from_known_prototypes():
     np.testing.assert_array_equal(training.network.layers[-1].get_weights()[0], known)
 
 
+def test_a_share_of_the_weights_before_is_kept():
+    """WiSE-FT: half the way from the weights before to those of the same training without it."""
+    before, known = toy_network().get_weights(), np.eye(4, 2, dtype=np.float32)
+    how = {"steps": 4, "batch_size": 4, "evaluations": 1, "learning_rate": 1e-2, "prototypes": known}
+    whole, half = (arcface.train(toy_network(), toy_dataset(), keep=keep, **how) for keep in (0.0, 0.5))
+    for old, new, kept in zip(
+        [*before, known], whole.network.get_weights(), half.network.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(kept, (old + new) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("keep, prototypes", [(1.0, np.eye(4, 2)), (-0.1, np.eye(4, 2)), (0.5, None)])
+def test_what_cannot_be_kept(keep, prototypes):
+    with pytest.raises(ValueError, match="keep must lie in"):
+        arcface.train(toy_network(), toy_dataset(), steps=1, evaluations=1, keep=keep, prototypes=prototypes)
+
+
 def test_mean_weights_by_hand():
     """Of 0, 8 and 4 with shares of a half: 0, 4, 4."""
     mean = None
