@@ -39,29 +39,36 @@ LOCALISATION = {
 }
 
 
-def heat_maps(faster: FasterGradCAM, images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+def heat_maps(faster: FasterGradCAM, images: np.ndarray, *, ways: tuple | None = None) -> dict[str, np.ndarray]:
     """Maps of every way for the class that the model sees, float32 (N, H, W); zeros where it sees *none*.
 
     Args:
         images: uint8 RGB (N, H, W, 3).
-        seed: of the random map.
+        ways: of `compiled_ways`; None: made anew.
     """
+    classifier, clusters = ways or compiled_ways(faster)
     explanation = faster.explain(images)
     seen, shape = explanation.clusters >= 0, images.shape[1:3]
-    classifier, layer = faster.classifier(), faster.meta["layer"]
+    layer = faster.meta["layer"]
     maps = {"centre Gaussian": np.repeat(metrics.centre_gaussian(*shape)[None], len(images), axis=0)}
     maps |= {
         name: gradcam.explain(classifier, images, layer=layer, targets=explanation.labels, method=method)
         for name, method in GRADIENTS.items()
     }
+    maps |= {name: own.explain(images).heatmaps for name, own in clusters.items()}
+    noise = np.random.default_rng(0).random((len(images), *faster.network.outputs[0].shape[1:3]), np.float32)
+    maps["random map"] = heatmap.normalise_and_resize(noise, *shape)
+    return {name: np.where(seen[:, None, None], heat, 0) for name, heat in maps.items()}
+
+
+def compiled_ways(faster: FasterGradCAM) -> tuple:
+    """The classifier, and a model for each of the `WEIGHTINGS` that this one can have: what is compiled once."""
+    clusters = {}
     for name, (weighting, top_channels, detail) in WEIGHTINGS.items():
         no_contrast = weighting == "contrast" and faster.contrast is None
         if not no_contrast and (faster.has_details or not detail):
-            own = faster.reweighted(weighting=weighting, top_channels=top_channels, detail=detail)
-            maps[name] = own.explain(images).heatmaps
-    noise = np.random.default_rng(seed).random((len(images), *faster.network.outputs[0].shape[1:3]), np.float32)
-    maps["random map"] = heatmap.normalise_and_resize(noise, *shape)
-    return {name: np.where(seen[:, None, None], heat, 0) for name, heat in maps.items()}
+            clusters[name] = faster.reweighted(weighting=weighting, top_channels=top_channels, detail=detail)
+    return faster.classifier(), clusters
 
 
 def measure(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -> dict:
@@ -88,10 +95,11 @@ def measure(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -
     masks = None if dataset.masks is None else dataset.masks[shown]
     predicted = faster.explain(images).labels
     predict = faithfulness.probabilities(faster)
-    maps = heat_maps(faster, images)
+    ways = compiled_ways(faster)
+    maps = heat_maps(faster, images, ways=ways)
     together = np.stack(list(maps.values()))
     changes = stability.max_sensitivity(
-        lambda noisy: np.stack(list(heat_maps(faster, noisy).values())), images, heatmaps=together
+        lambda noisy: np.stack(list(heat_maps(faster, noisy, ways=ways).values())), images, heatmaps=together
     )
     measures = {}
     for (way, heat), change in zip(maps.items(), changes, strict=True):
