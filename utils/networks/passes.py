@@ -56,20 +56,20 @@ def gradient_function(network, layers, method, grid, by_class):
                 scores = tf.cast(networks.scores(network, output, calls), tf.float32)
                 score, scale = _scaled(_select(scores, class_ids, None if by_class else slot, method), calls)
             watched = [calls[name].output for name in layers]
-            maps = as_maps(watched)
-            ids = {"class_ids": _chosen(scores, class_ids) if by_class else class_ids}
-            if not (method in cams.RAW_MAPS or method in cams.SMOOTHED):
-                return {"maps": maps} | ids
+            result = {"maps": as_maps(watched)}
+            if method not in cams.RAW_MAPS:
+                result["class_ids"] = _chosen(scores, class_ids) if by_class else class_ids
+                if method not in cams.SMOOTHED:
+                    return result
             slopes = _gradient(tape, score, watched, scale)
         gradients = as_maps(slopes)
         if method in cams.SMOOTHED:
-            return {"maps": maps, "gradients": gradients} | ids
-        arrays = [maps, gradients, *([as_maps(_bends(second, slopes, watched))] if is_curved else ())]
+            return result | {"gradients": gradients}
+        arrays = [result["maps"], gradients, *([as_maps(_bends(second, slopes, watched))] if is_curved else ())]
         result = {"maps": [cams.RAW_MAPS[method](*own) for own in zip(*arrays, strict=True)]}
         if method == "gradcam":
-            embeddings = tf.cast(networks.head(output, calls).inputs[0], tf.float32)
-            weights = tf.reduce_mean(gradients[0], axis=(1, 2))
-            result |= {"channel_weights": weights, "embeddings": embeddings, "scores": scores}
+            weights, embeddings = tf.reduce_mean(gradients[0], axis=(1, 2)), networks.head(output, calls).inputs[0]
+            result |= {"channel_weights": weights, "embeddings": tf.cast(embeddings, tf.float32), "scores": scores}
         return result
 
     return compiled(step, *_images_and_ids(network)), slot
