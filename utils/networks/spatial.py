@@ -60,9 +60,10 @@ def default_layer(network: keras.Model) -> str:
     for registered in (network, getattr(network, "spec", None)):  # of `classifiers.build`, of `embedding_network`
         if getattr(registered, "default_layer", None):
             return registered.default_layer
-    if tokens := default_tokens(network):
-        return tokens
     maps = {name: is_certain for name, is_certain in _find_maps(network).items() if is_certain is not None}
+    order = list(trace(network)[1])
+    if (tokens := default_tokens(network)) and all(order.index(name) < order.index(tokens) for name in maps):
+        return tokens
     if not maps:
         raise ValueError(f"The network {network.name!r} has no layer that gives feature maps (N, h, w, C).")
     last = max((i for i, is_certain in enumerate(maps.values()) if is_certain), default=0)
