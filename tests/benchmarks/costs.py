@@ -1,6 +1,6 @@
 """What each method of `gradcam.explain` costs: processor time of one image, as a multiple of Grad-CAM's.
 
-    python tests/benchmarks/costs.py
+    python tests/benchmarks/costs.py [METHOD...]
 
 The shipped classifier at its own size, its default layer. Methods take turns, medians of all turns; what takes longer
 than a second is measured once.
@@ -26,7 +26,8 @@ N_TURNS, LONG = 7, 1000  # milliseconds
 
 def measure(network, image) -> dict[str, list[float]]:
     """Milliseconds of each turn, by method; smooth=True as a method of its own."""
-    ways = {name: {"method": name} for name in gradcam.METHODS} | {"gradcam, smooth=True": {"smooth": True}}
+    ways = {name: {"method": name} for name in sys.argv[1:] or gradcam.METHODS}
+    ways["gradcam, smooth=True"] = {"smooth": True}
     for how in ways.values():
         gradcam.explain(network, image, targets=0, **how)  # compiles
     times = {name: [] for name in ways}

@@ -61,8 +61,7 @@ def default_layer(network: keras.Model) -> str:
         if getattr(registered, "default_layer", None):
             return registered.default_layer
     maps = {name: is_certain for name, is_certain in _find_maps(network).items() if is_certain is not None}
-    order = list(trace(network)[1])
-    if (tokens := default_tokens(network)) and all(order.index(name) < order.index(tokens) for name in maps):
+    if tokens := _last_tokens(network):
         return tokens
     if not maps:
         raise ValueError(f"The network {network.name!r} has no layer that gives feature maps (N, h, w, C).")
@@ -71,6 +70,13 @@ def default_layer(network: keras.Model) -> str:
     if len(candidates) > 1 or not maps[candidates[0]]:
         raise ValueError(f"Cannot tell which layer gives the last feature maps; choose one of {candidates} as layer.")
     return candidates[0]
+
+
+@per_network
+def _last_tokens(network):
+    """`default_tokens`, where no layer behind them gives maps."""
+    tokens, order = default_tokens(network), list(trace(network)[1])
+    return tokens if tokens and not set(order[order.index(tokens) :]) & set(_find_maps(network)) else None
 
 
 def check_layers(network: keras.Model, names: Iterable[str]) -> None:
