@@ -85,7 +85,8 @@ def train(
     before = scores.get_weights() if keep else None
     fitted, held_out = _split(dataset, seed)
     how = {"batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation, "robust": robust}
-    settings = how | {"learning_rate": learning_rate, "average": average, "images": dataset.fingerprint}
+    settings = how | {"learning_rate": learning_rate, "average": average, "evaluations": evaluations, "scale": scale}
+    settings |= {"margin": margin, "images": dataset.fingerprint}
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps), amsgrad=True)
     step_by = replicas.stepper(trainer, optimizer)
     kept = loop.Checkpoint(checkpoint, [*trainer.variables, *optimizer.variables], settings=settings)
@@ -96,6 +97,10 @@ def train(
         scores, step_by, batches, lambda: _validate(scores, dataset, held_out, scale), look_at=look_at,
         average=average, progress=progress, begin=begin, save=kept.save,
     )
+    return _with_best(scores, history, best, interrupted=interrupted, learning_rate=learning_rate)
+
+
+def _with_best(scores, history, best, *, interrupted, learning_rate):
     if best is None and not interrupted:
         raise ValueError(f"The training diverged; take a lower learning rate. Received: {learning_rate!r}")
     if best is not None:

@@ -94,6 +94,20 @@ def test_two_workers_take_the_steps_of_one(trains, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_devices_of_a_machine_take_the_steps_of_one(tmp_path):
+    devices = (
+        "from utils.repro import tf\n"
+        "cpu = tf.config.list_physical_devices('CPU')[0]\n"
+        "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)\n"
+    )
+    chosen = WORKER.replace("replicas.strategy()", "tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])")
+    finish(start(1, "-c", WORKER, tmp_path / "one.npz", True, 20))
+    finish(start(1, "-c", devices + chosen, tmp_path / "two.npz", True, 20))
+    for a, b in zip(weights(tmp_path / "one.npz"), weights(tmp_path / "two.npz"), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(a)
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_other_with_one_sentence(tmp_path):
     first, second = start(2, "-c", CAUGHT + WORKER, lambda i: tmp_path / f"{i}.npz", True, 100000)
     assert first.stdout.readline() == "going\n"
@@ -194,7 +208,7 @@ def test_a_batch_that_cannot_be_shared(monkeypatch):
     class Three:
         num_replicas_in_sync = 3
 
-    monkeypatch.setattr(replicas.tf.distribute, "get_strategy", Three)
+    monkeypatch.setattr(replicas, "strategy", Three)
     with pytest.raises(ValueError, match="must be a multiple of the 3 replicas. Received: 32"):
         replicas.check_batch(32)
 

@@ -92,7 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options) -> int:
     settings = common.chosen(options, Settings)
     if common.is_from_bulk(options, options.images):
-        return _from_bulk(options, settings)
+        from utils.commands import bulk_results
+
+        return bulk_results.main(options, settings)
     model = common.model_file(options, "label")
     files = common.find_images(options.images)
     bar = iter(common.with_bar(files, "annotating"))
@@ -106,18 +108,6 @@ def main(options) -> int:
         rate, rate_alone = (done.explained / max(value, 1e-9) for value in (done.seconds, done.explain_seconds))
         print(f"{rate:.0f} images per second, {rate_alone:.0f} without reading and copying them")
     return 2 if done.unreadable == len(files) else 0
-
-
-def _from_bulk(options, settings):
-    from utils.commands import bulk_results
-
-    if settings != Settings():
-        raise ValueError("With --from the boxes are those of `bulk`: give it the options of boxes and confidence.")
-    how = {"formats": options.format, "force": options.force}
-    how |= {"progress": lambda parts: common.with_bar(parts, "annotating")}
-    kept, n_images = bulk_results.annotations(options.bulk, options.out, **how)
-    print(f"kept {kept} of {n_images} images; {n_images - kept} rejected, see {options.out / REJECTED}")
-    return 0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,19 @@ from utils.commands import annotate, annotation_files, bulk_parts, bulk_source, 
 SEEN = ("label", "confidence", "height", "width", "iou", "boxes", "polygons")  # columns that are records' entries, too
 
 
+def main(options, settings: annotate.Settings) -> int:
+    """The body of ``annotate --from``."""
+    if settings != annotate.Settings():
+        raise ValueError("With --from the boxes are those of `bulk`: give it the options of boxes and confidence.")
+    kept, n_images = annotations(
+        options.bulk, options.out, formats=options.format, force=options.force,
+        progress=lambda parts: common.with_bar(parts, "annotating"),
+    )
+    rejected = options.out / annotation_files.REJECTED
+    print(f"kept {kept} of {n_images} images; {n_images - kept} rejected, see {rejected}")
+    return 0
+
+
 def annotations(
     results: str, out: Path, *, formats: Sequence[str], force: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,

@@ -32,15 +32,14 @@ def main(options) -> int:
     checkpoint = options.out / CHECKPOINT
     if options.resume and not checkpoint.exists():
         raise FileNotFoundError(f"There is no training to go on with in {options.out}: it holds no {CHECKPOINT}.")
-    with replicas.strategy().scope():
-        replicas.check_batch(options.batch_size)
-        if not options.resume and replicas.is_chief():
-            checkpoint.unlink(missing_ok=True)
-        replicas.wait_for_all()
-        code = _train(options, checkpoint)
-        if code == 0 and replicas.is_chief():
-            checkpoint.unlink(missing_ok=True)
-        replicas.wait_for_all()
+    replicas.check_batch(options.batch_size)
+    if not options.resume and replicas.is_chief():
+        checkpoint.unlink(missing_ok=True)
+    replicas.wait_for_all()
+    code = _train(options, checkpoint)
+    if code == 0 and replicas.is_chief():
+        checkpoint.unlink(missing_ok=True)
+    replicas.wait_for_all()
     return code
 
 
@@ -54,13 +53,14 @@ def _train(options, checkpoint) -> int:
     sources = [training.load_source(source, recipe) for source in recipe.data]
     recipe = training.with_details(recipe, sources)
     dataset = training.join_sources(sources, recipe)
-    untrained = training.build_network(recipe)
+    with replicas.strategy().scope():
+        untrained = training.build_network(recipe)
     options.out.mkdir(parents=True, exist_ok=True)  # better now than after the training
     print(f"{len(dataset.train)} training and {len(dataset.test)} test images of {', '.join(dataset.class_names)}")
     trained, faster = training.train_model(
         untrained, dataset, recipe, progress=_print_progress, checkpoint=checkpoint
     )
-    if not replicas.is_chief():  # it has the same weights as the chief, who writes
+    if not faster:  # the chief writes
         return 0
     if trained.interrupted:
         kept = f"the best weights so far (step {trained.best_step})" if trained.best_step else "the last weights"

@@ -11,6 +11,7 @@ from utils.commands import common
 from utils.commands.common import SOURCES
 from utils.commands.recipe import Recipe
 from utils.faster_gradcam import FasterGradCAM, check_settings
+from utils.networks import replicas
 from utils.repro import keras
 
 FINGERPRINTS = "source_fingerprints"  # in meta.json, in the order of the recipe's data
@@ -128,8 +129,8 @@ def _finer_layers(recipe):
 def train_model(
     untrained: tuple[keras.Model, dict], dataset: data.Dataset, recipe: Recipe, *, checkpoint: Path | None = None,
     progress: Callable[[dict], None] = lambda entry: None,
-) -> tuple[arcface.Training, FasterGradCAM]:
-    """Train what `build_network` built on the dataset's training part, then fit clusters to what it saw.
+) -> tuple[arcface.Training, FasterGradCAM | None]:
+    """Train what `build_network` built on the dataset's training part; then the chief fits clusters to what it saw.
 
     Objects are learnt from the photos as they are: what lies at their rim takes the place of rendered backgrounds.
     """
@@ -139,12 +140,15 @@ def train_model(
     backgrounds = augment.render_backgrounds(recipe.image_size, **how)
     earlier = _earlier_model(recipe)
     known = earlier and earlier.class_names == dataset.class_names
-    training = arcface.train(
-        network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale, margin=recipe.margin,
-        backgrounds=backgrounds, evaluations=min(10, recipe.steps), seed=recipe.seed, progress=progress,
-        robust=recipe.robust, average=recipe.average, keep=recipe.keep, checkpoint=checkpoint,
-        prototypes=earlier.prototypes if known else None, **settings,
-    )
+    with replicas.strategy().scope():
+        training = arcface.train(
+            network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale,
+            margin=recipe.margin, backgrounds=backgrounds, evaluations=min(10, recipe.steps), seed=recipe.seed,
+            progress=progress, robust=recipe.robust, average=recipe.average, keep=recipe.keep,
+            checkpoint=checkpoint, prototypes=earlier.prototypes if known else None, **settings,
+        )
+    if not replicas.is_chief():
+        return training, None
     if "object_layers" in layers:
         seen = {"images": dataset.images[dataset.train]}
     else:

@@ -5,6 +5,7 @@ a step does not depend on the number of replicas, but for rounding. Keras' own `
 on several machines, so there the step is a function in ``strategy.run``, with the Keras optimizer inside.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -23,13 +24,19 @@ LOST = (
 def strategy() -> tf.distribute.Strategy:
     """What suits this machine: several machines where ``TF_CONFIG`` names them, all GPUs where there are some, or none.
 
-    To be called before anything else of TensorFlow, and a network to be built in its ``scope()``.
+    To be called before anything else of TensorFlow. A network is built and trained in its ``scope()``; what only one
+    process does stays outside, because each new variable in there is a message to the others.
 
     Raises:
         ValueError: ``TF_CONFIG`` does not tell the workers and which one this is.
     """
-    if os.environ.get("TF_CONFIG"):
-        _check_config(os.environ["TF_CONFIG"])
+    return _strategy(os.environ.get("TF_CONFIG"))
+
+
+@functools.cache
+def _strategy(config):
+    if config:
+        _check_config(config)
         return tf.distribute.MultiWorkerMirroredStrategy()
     n_gpus = len(tf.config.list_physical_devices("GPU"))
     return tf.distribute.MirroredStrategy() if n_gpus > 1 else tf.distribute.get_strategy()
@@ -51,8 +58,8 @@ def _check_config(text):
 
 
 def is_chief() -> bool:
-    """Whether this process is the one that writes, in the scope of a strategy."""
-    resolver = tf.distribute.get_strategy().cluster_resolver
+    """Whether this process is the one that writes."""
+    resolver = strategy().cluster_resolver
     if resolver is None or resolver.task_type is None:
         return True
     return resolver.task_type == "chief" or (resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs)
@@ -68,7 +75,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except LOST as error:
-        if tf.distribute.get_strategy().num_replicas_in_sync == 1 and "TF_CONFIG" not in os.environ:
+        if not os.environ.get("TF_CONFIG"):
             raise
         raise OSError(
             f"Another worker is lost ({type(error).__name__}); start all of them again with --resume."
@@ -144,15 +151,14 @@ def synchronised(network: keras.Model) -> Iterator[None]:
 
 def wait_for_all() -> None:
     """Return when all processes have called it."""
-    chosen = tf.distribute.get_strategy()
+    chosen = strategy()
     if chosen.num_replicas_in_sync > 1:
-        with together():
-            values = chosen.run(tf.function(lambda: tf.constant(1.0)))
-            chosen.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
+        with together(), chosen.scope():
+            chosen.reduce(tf.distribute.ReduceOp.SUM, chosen.run(tf.function(lambda: tf.constant(1.0))), axis=None)
 
 
 def check_batch(batch_size: int) -> None:
-    """ValueError unless every replica of the current strategy gets an equal share."""
-    n_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    """ValueError unless every replica gets an equal share."""
+    n_replicas = strategy().num_replicas_in_sync
     if batch_size % n_replicas:
         raise ValueError(f"The batch must be a multiple of the {n_replicas} replicas. Received: {batch_size}")
