@@ -65,7 +65,7 @@ def time_bulk(folder: Path, n: int) -> float:
     """Images per second of `bulk`, from the first piece to the last."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "utils", "bulk", str(folder), "--out", f"{out}/x", "--actors", str(n)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout
     return float(re.search(r"(\d+) images per second", done)[1])
 
 

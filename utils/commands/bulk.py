@@ -185,7 +185,9 @@ def _cluster(address, n_actors):
         package = {"py_modules": [str(Path(runtime.__file__).parent)], "excludes": NOT_SENT}
         how |= {"address": address, "runtime_env": package}
     else:
-        how |= {"num_cpus": n_actors, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
+        # "local": without an address Ray would join what it finds here, or what was here once.
+        how |= {"address": "local", "num_cpus": n_actors, "object_store_memory": OBJECT_STORE}
+        how |= {"include_dashboard": False}
     try:
         if address and "://" not in address and ":" in address:  # Ray would try for minutes
             host, _, port = address.rpartition(":")
