@@ -97,10 +97,6 @@ def train(
         scores, step_by, batches, lambda: _validate(scores, dataset, held_out, scale), look_at=look_at,
         average=average, progress=progress, begin=begin, save=kept.save,
     )
-    return _with_best(scores, history, best, interrupted=interrupted, learning_rate=learning_rate)
-
-
-def _with_best(scores, history, best, *, interrupted, learning_rate):
     if best is None and not interrupted:
         raise ValueError(f"The training diverged; take a lower learning rate. Received: {learning_rate!r}")
     if best is not None:

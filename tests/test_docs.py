@@ -1,0 +1,60 @@
+"""The pages in docs and their examples: links lead somewhere, scripts parse, and what can run here runs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+SCRIPTS = sorted((DOCS / "examples").glob("*.sh"))
+needs_bash = pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    assert all(link.startswith("https://") or (page.parent / link).is_file() for link in links)
+    linked = {(page.parent / link).resolve() for link in links}
+    assert {*SCRIPTS, *(DOCS / "examples").glob("*.yaml")} <= linked
+
+
+@needs_bash
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_scripts_parse(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_the_kubernetes_job_asks_for_as_many_cores_as_workers():
+    job = yaml.safe_load((DOCS / "examples" / "bulk_kubernetes.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"][:4] == ["python", "-m", "utils", "bulk"]
+    assert container["command"][-1] == container["resources"]["requests"]["cpu"]
+
+
+@needs_bash
+def test_the_slurm_script_tells_each_worker_who_it_is(tmp_path):
+    """With stand-ins for what SLURM brings, and for the training itself."""
+    for name, lines in {
+        "scontrol": 'printf "a\\nb\\n"', "srun": 'SLURM_PROCID=1 exec "$@"',
+        "python": f'[ "$1" = -c ] && exec {sys.executable} "$@"; echo "$TF_CONFIG"; echo "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "[a-b]"}
+    command = ["bash", DOCS / "examples" / "train_slurm.sh"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    config, arguments = done.stdout.splitlines()
+    assert json.loads(config) == {
+        "cluster": {"worker": ["a:29500", "b:29500"]}, "task": {"type": "worker", "index": 1}
+    }
+    assert arguments == "-m utils train --data my_photos --out my_model"
+    (tmp_path / "my_model").mkdir()
+    (tmp_path / "my_model" / "checkpoint.npz").touch()
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1].endswith(" --resume")
