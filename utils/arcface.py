@@ -45,20 +45,18 @@ def train(
     Adam (amsgrad, as in the original) with a cosine-decayed learning rate, on `augment.batches`. Sets seeds and
     deterministic kernels for the whole process (`repro.seed_everything`). A contiguous eighth of each class and source
     is held out to choose the best weights (highest accuracy, the latest of equals). Where every class has a source of
-    100 training images or more, smaller sources train with all of theirs. Ctrl-C keeps the best weights so far.
+    100 training images or more, smaller sources train with all. Ctrl-C keeps the best weights so far.
 
     Args:
         network: float32 (N, S, S, 3) → embedding (N, D), from `networks.embedding_network` or your own.
         dataset: images of the network's size; masks, where known, allow new backgrounds.
-        steps: number of gradient steps.
-        scale, margin: of `ArcFace`.
+        steps: number of gradient steps; scale, margin: of `ArcFace`.
         augmentation: strength of the random change, 0 (mirroring only) to 1 (see `utils.augment`).
         robust: against other rooms and cameras (see `augment.augment`).
         backgrounds: what objects are put in front of, uint8 (B, S, S, 3); None: `augment.render_backgrounds`.
         prototypes: float32 (D, K) to start from, of a model whose training goes on; None: random ones.
         average: keep the exponential mean of the weights of about as many last steps; 0: the weights themselves.
-        keep: share of the weights before the training in those after it, in [0, 1): WiSE-FT (arXiv 2109.01903), for a
-            model whose training goes on; what it knew of other images is lost less.
+        keep: share, in [0, 1), of what the weights were before: a model that goes on forgets less (arXiv 2109.01903).
         evaluations: how often the held-out images are looked at on the way.
         checkpoint: file for the state at each evaluation; where it exists the training goes on from it.
         progress: called after each evaluation with the newest entry of the history.
@@ -76,31 +74,24 @@ def train(
         (None, 3)
     """
     _check_training(network, dataset, steps, batch_size=batch_size, evaluations=evaluations, augmentation=augmentation)
-    _check_start(prototypes, keep)
+    if not 0 <= keep < 1 or keep and prototypes is None:
+        raise ValueError(f"keep must lie in [0, 1), and above 0 a model of the same classes go on. Received: {keep!r}")
     repro.seed_everything(seed)
     if backgrounds is None:
         backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed=seed, strength=augmentation)
     head = ArcFace(len(dataset.class_names), scale=scale, margin=margin, name="arcface")
     scores, trainer = _models(network, head, prototypes)
     before = scores.get_weights() if keep else None
-    fitted, held_out = _split(dataset, seed)
-    how = {"batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation, "robust": robust}
-    settings = how | {"learning_rate": learning_rate, "average": average, "evaluations": evaluations, "scale": scale}
-    settings |= {"margin": margin, "images": dataset.fingerprint}
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps), amsgrad=True)
-    step_by = replicas.stepper(trainer, optimizer)
-    kept = loop.Checkpoint(checkpoint, [*trainer.variables, *optimizer.variables], settings=settings)
-    begin = kept.restore()
-    batches = augment.batches(dataset, fitted, backgrounds=backgrounds, done=loop.done(begin), **how)
-    look_at = np.linspace(0, steps, evaluations + 1).round().astype(int)[1:].tolist()
-    history, best, interrupted = loop.run(
-        scores, step_by, batches, lambda: _validate(scores, dataset, held_out, scale), look_at=look_at,
-        average=average, progress=progress, begin=begin, save=kept.save,
-    )
-    if best is None and not interrupted:
-        raise ValueError(f"The training diverged; take a lower learning rate. Received: {learning_rate!r}")
-    if best is not None:
+    settings = {
+        "batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation, "robust": robust,
+        "learning_rate": learning_rate, "average": average, "looks": evaluations, "scale": scale, "margin": margin,
+    }
+    how = {"backgrounds": backgrounds, "checkpoint": checkpoint, "progress": progress}
+    history, best, interrupted = _run(scores, trainer, dataset, settings=settings, **how)
+    if best:
         scores.set_weights(loop.blend(before, best.weights, 1 - keep))
+    elif not interrupted:
+        raise ValueError(f"The training diverged; take a lower learning rate. Received: {learning_rate!r}")
     return Training(scores, history, best.entry["done"] if best else 0, interrupted)
 
 
@@ -129,9 +120,23 @@ def _check_training(network, dataset, steps, *, batch_size, evaluations, augment
         raise ValueError(f"augmentation must lie in [0, 1]. Received: {augmentation!r}")
 
 
-def _check_start(prototypes, keep):
-    if not 0 <= keep < 1 or keep and prototypes is None:
-        raise ValueError(f"keep must lie in [0, 1), and above 0 a model of the same classes go on. Received: {keep!r}")
+def _run(scores, trainer, dataset, *, settings, backgrounds, checkpoint, progress):
+    """The training itself, from its checkpoint on where there is one."""
+    steps, seed = settings["steps"], settings["seed"]
+    decay = keras.optimizers.schedules.CosineDecay(settings["learning_rate"], steps)
+    optimizer = keras.optimizers.Adam(decay, amsgrad=True)
+    step_by = replicas.stepper(trainer, optimizer)
+    about = settings | {"images": dataset.fingerprint}
+    kept = loop.Checkpoint(checkpoint, [*trainer.variables, *optimizer.variables], settings=about)
+    begin = kept.restore()
+    fitted, held_out = _split(dataset, seed)
+    how = {name: settings[name] for name in ("batch_size", "steps", "seed", "strength", "robust")}
+    batches = augment.batches(dataset, fitted, backgrounds=backgrounds, done=loop.done(begin), **how)
+    look_at = np.linspace(0, steps, settings["looks"] + 1).round().astype(int)[1:].tolist()
+    return loop.run(
+        scores, step_by, batches, lambda: _validate(scores, dataset, held_out, settings["scale"]), look_at=look_at,
+        average=settings["average"], progress=progress, begin=begin, save=kept.save,
+    )
 
 
 def _models(network, head, prototypes=None):
