@@ -88,7 +88,7 @@ def test_int8_agrees_with_float_on_held_out_photos(faster, janken_dataset, monke
 def test_two_images_are_compared_as_keras_does(faster):
     dataset = data.load_folder(HANDS, 160)
     explainers = [runtime.Explainer(file) for file in (FLOAT, INT8)]
-    for a, b in dataset.images[[0, 15, 31, 5, 22, 8]].reshape(3, 2, 160, 160, 3):
+    for a, b in dataset.images[[0, 15, 31, 5, 33, 8]].reshape(3, 2, 160, 160, 3):
         exact, ours, int8 = similarity.compare(faster, a, b), *(explainer.compare(a, b) for explainer in explainers)
         np.testing.assert_allclose(ours.pairs, exact.pairs, atol=1e-5)
         np.testing.assert_allclose(ours.heatmap_a, exact.heatmap_a, atol=1e-3)
