@@ -62,6 +62,12 @@ def test_a_box_is_cut_out_and_put_back(photos):
     np.testing.assert_array_equal(joined, [expected, expected])
 
 
+def test_a_region_at_the_edge_is_a_pixel_in_a_tiny_photo(photos):
+    views = Views.of(photos.shape[1:], (69, 49, 70, 50))
+    np.testing.assert_array_equal(views.cut(photos[:, :8, :8], 1, 1), photos[:, 7:8, 7:8])
+    assert Views().is_whole and not views.is_whole and not Views(tile=3).is_whole
+
+
 def test_of_a_photo_of_another_size_the_same_part_is_seen(photos):
     views = Views.of(photos.shape[1:], (10, 5, 40, 35))
     larger = photos.repeat(2, axis=1).repeat(2, axis=2)

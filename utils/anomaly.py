@@ -106,8 +106,9 @@ class AnomalyDetector:
             last_layer=LAYERS["mobilenet_v2"][-1] if weights else None,
         )
         repro.seed_everything(seed)
-        halves = images[photos % 2 == 0], images[photos % 2 == 1]
-        core, heads, prototypes, interrupted = _train(spec, weights, halves, steps=steps, seed=seed, progress=progress)
+        core, heads, prototypes, interrupted = _train(
+            spec, weights, [images[photos % 2 == half] for half in (0, 1)], steps=steps, seed=seed, progress=progress
+        )
         unseen = _unseen_logits(core, heads, images, photos)
         arrays = normality.fit(core, images, unseen, photos=photos, n_trusted=TRUSTED[spec.backbone], seed=seed)
         meta = {
@@ -142,7 +143,7 @@ class AnomalyDetector:
         found = Tail(self.input_size[0], self.arrays).evidence(*map(tf.constant, outputs))
         maps = [(e.numpy()[..., 0] - mean) / deviation for e, (mean, deviation) in
                 zip(found, self.arrays["peaks"].tolist(), strict=True)]
-        return {name: self.views.join(z[:, 0, 0], z, images.shape)[1] for name, z in zip(SOURCES, maps, strict=True)}
+        return {name: self.views.join_maps(z, images.shape) for name, z in zip(SOURCES, maps, strict=True)}
 
     def also_normal(self, images: Iterable[np.ndarray]) -> "AnomalyDetector":
         """A detector that takes these images for normal, too; nothing but its threshold differs.

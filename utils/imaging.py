@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -124,10 +124,16 @@ def images_in(folder: Path, left_out: list[Path] | None = None) -> list[Path]:
     found = entries(folder)
     images = [f for f in found if is_image(f)]
     stems = {f.stem.lower() for f in images}
-    images = [f for f in images if (plain := MASK_NAME.sub("", f.stem.lower())) == f.stem.lower() or plain not in stems]
+    images = [f for f in images if not is_mask(f.stem.lower(), stems)]
     if left_out is not None:
         left_out += sorted(set(found) - set(images))
     return images
+
+
+def is_mask(stem: str, stems: Container[str]) -> bool:
+    """Whether a stem in small letters names a mask of one of the others beside it, as x_mask of x."""
+    plain = MASK_NAME.sub("", stem)
+    return plain != stem and plain in stems
 
 
 def entries(folder: Path) -> list[Path]:

@@ -54,6 +54,11 @@ class Views:
         views._window(shape)
         return views
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the network sees all of a photo at once."""
+        return self.region == imaging.WHOLE and self.mask is None and self.tile is None
+
     def size(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Height and width of a view of a photo of this shape, in its pixels."""
         top, bottom, left, right = self._window(shape)
@@ -89,8 +94,14 @@ class Views:
             maps: (N·T, h, w).
 
         Returns:
-            scores (N,), of each photo the highest; maps float32 (N, H, W), where tiles overlap the mean of theirs,
-            weighted by the distance to a tile's edge; 0 outside the region.
+            scores (N,), of each photo the highest; maps as of `join_maps`.
+        """
+        return scores.reshape(shape[0], -1).max(axis=1), self.join_maps(maps, shape)
+
+    def join_maps(self, maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Maps (N·T, h, w) of the views of N photos of shape (N, H, W, ...) as maps of the photos, float32 (N, H, W).
+
+        Where tiles overlap it is the mean of theirs, weighted by the distance to a tile's edge; 0 outside the region.
         """
         top, bottom, left, right = window = self._window(shape[1:])
         inner = bottom - top, right - left
@@ -102,7 +113,7 @@ class Views:
             maps = maps * _grown(self.mask, inner)
         if window != (0, shape[1], 0, shape[2]):
             maps = np.pad(maps, ((0, 0), (top, shape[1] - bottom), (left, shape[2] - right)))
-        return scores.reshape(shape[0], -1).max(axis=1), maps
+        return maps
 
     def asdict(self) -> dict:
         """As JSON takes it; `from_dict` reads it."""
@@ -120,8 +131,8 @@ class Views:
         """The region in pixels of a photo, and whether it is large enough."""
         height, width = shape[:2]
         top, bottom, left, right = self.region
-        top, bottom = round(top * height), max(round(bottom * height), round(top * height) + 1)
-        left, right = round(left * width), max(round(right * width), round(left * width) + 1)
+        top, left = min(round(top * height), height - 1), min(round(left * width), width - 1)
+        bottom, right = max(round(bottom * height), top + 1), max(round(right * width), left + 1)
         if self.tile is not None and not 1 <= self.tile <= min(bottom - top, right - left):
             raise ValueError(
                 f"A tile must fit into what is looked at, {right - left} × {bottom - top} pixels of a photo. "

@@ -25,6 +25,7 @@ from utils import heatmap, imaging, runtime
 from utils.__main__ import main
 from utils.commands import annotate, image_index
 from utils.commands.common import DEFAULT_MODEL
+from utils.views import Views
 
 pa = pytest.importorskip("pyarrow", reason='pyarrow is not installed: pip install "ray[data]"')
 pq = pytest.importorskip("pyarrow.parquet")
@@ -222,6 +223,22 @@ def test_a_detector_gives_scores_and_boxes_of_what_is_hot(photos, tmp_path):
         runtime.AnomalyResult(np.float32([1.5]), heat), (64, 64), annotate.Settings()
     )
     assert verdict["label"] == "anomaly" and verdict["boxes"] == [[32, 16, 48, 32]]
+
+
+def test_a_detector_that_looks_at_tiles_sees_the_photos_own_pixels(photos, tmp_path, monkeypatch):
+    model = write_detector(tmp_path) / runtime.FLOAT_FILE
+    tiled = property(lambda self: Views(tile=32), lambda self, value: None)
+    monkeypatch.setattr(runtime.Explainer, "views", tiled, raising=False)
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[40, 40, 0] = 255  # a pixel that a resize would dilute
+    write(photos / "a.png", image)
+    work(photos / "a.png", tmp_path / "out", model=model)
+    (row,) = table(tmp_path / "out")
+    assert row["anomaly_score"] == 1
+    assert cv2.imdecode(np.frombuffer(row["heatmap"], np.uint8), cv2.IMREAD_UNCHANGED).shape == (32, 32)
+    write(photos / "a.png", image[:20])
+    work(photos / "a.png", tmp_path / "small", model=model)
+    assert "must fit into what is looked at" in table(tmp_path / "small")[0]["unreadable"]
 
 
 def test_a_part_that_is_there_is_not_made_again_and_drafts_are_swept(results, tmp_path):

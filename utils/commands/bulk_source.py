@@ -10,7 +10,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -117,9 +117,9 @@ def find(source: str, column: str | None = None) -> Source:
     folder, pattern = _split(source)
     system, path = place(folder)
     files = _files(system, path, pattern)
-    if not (kinds := {kind: chosen for kind in _CHOOSE if (chosen := _CHOOSE[kind](files))}):
+    kind, files = next(((kind, chosen) for kind in _CHOOSE if (chosen := _CHOOSE[kind](files))), (None, []))
+    if not files:
         raise FileNotFoundError(f"There is no image, tar shard or Parquet file in {source}, expected {EXPECTED}.")
-    kind, files = next(iter(kinds.items()))
     if not pattern and _is_file(system, path):
         folder = folder.rpartition("/")[0] or ("/" if folder[0] == "/" else ".")
     if "://" not in folder:
@@ -186,14 +186,12 @@ def _suffix(name):
 def _without_masks(files):
     """The images among the files, without x_mask.png beside x.jpg."""
     images = [file for file in files if _suffix(file.name) in imaging.IMAGE_SUFFIXES]
-    stems = {PurePosixPath(file.name.lower()).with_suffix("") for file in images}
-
-    def is_mask(name):
-        path = PurePosixPath(name.lower()).with_suffix("")
-        plain = imaging.MASK_NAME.sub("", path.name)
-        return bool(plain) and plain != path.name and path.with_name(plain) in stems
-
-    return [file for file in images if not is_mask(file.name)]
+    paths = [PurePosixPath(file.name.lower()) for file in images]
+    stems = defaultdict(set)
+    for path in paths:
+        stems[path.parent].add(path.stem)
+    pairs = zip(images, paths, strict=True)
+    return [file for file, path in pairs if not imaging.is_mask(path.stem, stems[path.parent])]
 
 
 _CHOOSE = {  # of the files of a source those of a kind; the first kind that is there

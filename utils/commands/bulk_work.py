@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -78,9 +78,9 @@ class Worker:
         try:
             with warnings.catch_warnings(action="ignore"):  # as in `imaging.read_image`
                 image = bulk_source.read(item)
+            result = self._explain(image)
         except (ValueError, OSError) as error:
             return row | {"unreadable": imaging.printable(error)}
-        result = self.explainer.explain(imaging.resize(image[None], *self.explainer.input_size))
         size = image.shape[:2]
         row |= {"height": size[0], "width": size[1]}
         if isinstance(result, AnomalyResult):
@@ -91,6 +91,14 @@ class Worker:
         if self.job.heatmaps:
             row["heatmap"] = cv2.imencode(".png", heatmap.grey(result.heatmaps[0]))[1].tobytes()
         return {"boxes": [], "polygons": []} | row
+
+    def _explain(self, image):
+        """On the network's grid; what looks at a part, or at tiles, needs the photo's own pixels."""
+        size = self.explainer.input_size
+        if self.explainer.views.is_whole:
+            return self.explainer.explain(imaging.resize(image[None], *size))
+        result = self.explainer.explain(image)
+        return replace(result, heatmaps=imaging.resize(result.heatmaps, *size))
 
 
 def _node():

@@ -5,8 +5,6 @@ from pathlib import Path
 from utils import imaging, networks
 from utils.repro import keras
 
-SUFFIX = ".keras"
-
 
 def read(file: Path, output: str | None = None) -> keras.Model:
     """The network in a ``.keras`` file, in safe mode: code that a file brings along is not run.

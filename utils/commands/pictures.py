@@ -140,10 +140,9 @@ def _explain_image(image, seen, *, base, found, network, out, method, layers, lo
     guided = [None] * len(found)
     try:
         guided = [gradcam.guided_backprop(network, seen, targets=k) for k, *_ in found]
-        best = found[0][0] if callable(found[0][0]) else None
-        of_best = imaging.resize(gradcam.guided_backprop(network, seen, targets=best), *image.shape[:2])[0]
-        imaging.write_image(out / entry["guided_bprop"], _relief(of_best))
-        del of_best  # of a photo it is large
+        ranks = [what.get("rank", 1) for *_, what in found]  # a sum of classes has none
+        best = guided[ranks.index(1)] if 1 in ranks else gradcam.guided_backprop(network, seen)
+        imaging.write_image(out / entry["guided_bprop"], _relief(imaging.resize(best, *image.shape[:2])[0]))
     except ValueError as error:  # a network without ReLU has no guided backpropagation
         entry |= {"guided_bprop": None, "no_guided_bprop": str(error)}
     for (_, stem, what), own, own_guided in zip(found, maps, guided, strict=True):

@@ -26,7 +26,6 @@ CDN = "https://cdn.jsdelivr.net/npm/@litertjs/{package}@2.5.3/"
 SERVED = "/@litertjs/{package}/"  # by `server`, from a folder
 TEMPLATE = Path(__file__).with_name("page.html")
 FRAME_HEIGHT = 820  # pixels
-WHOLE = Views().asdict()
 
 
 def add_arguments(shown, group: argparse._ArgumentGroup) -> None:
@@ -70,7 +69,7 @@ def page(file: str | os.PathLike, mode: str = "heatmap", *, packages: str = CDN)
         ValueError: a detector that looks at a part, or at tiles.
     """
     metadata = runtime.read_metadata(file)
-    if metadata.get("views", WHOLE) != WHOLE:
+    if not Views.from_dict(metadata.get("views", {})).is_whole:
         raise ValueError("The page looks at whole pictures; this detector was fitted with --roi or --tile.")
     urls = {package: packages.format(package=package) for package in PACKAGES}
     turbo = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], heatmap.COLORMAP)[0, :, ::-1]  # (256, RGB)

@@ -93,19 +93,19 @@ def stepper(trainer: keras.Model, optimizer: keras.Optimizer) -> Callable[[np.nd
         A function of the whole batch, float32 images and int labels, the same in all processes, that changes the
         weights and returns the mean loss. Its batch must be a multiple of the number of replicas.
     """
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
     optimizer.build(trainer.trainable_variables)  # else the first step creates them, and everything is traced twice
     chosen = tf.distribute.get_strategy()
     if chosen.num_replicas_in_sync == 1 and not isinstance(chosen, tf.distribute.MultiWorkerMirroredStrategy):
-        whole = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         # On a CPU, XLA compiles longer than the whole training takes.
-        trainer.compile(optimizer, whole, jit_compile=False)
+        trainer.compile(optimizer, loss, jit_compile=False)
         return lambda images, labels: trainer.train_on_batch([images, labels], labels)
-    return _distributed(trainer, optimizer, loss, chosen)
+    return _distributed(trainer, optimizer, chosen)
 
 
-def _distributed(trainer, optimizer, loss, chosen):
+def _distributed(trainer, optimizer, chosen):
     n_replicas = chosen.num_replicas_in_sync
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
 
     def of_replica(images, labels, batch_size):
         with tf.GradientTape() as tape:
