@@ -26,14 +26,14 @@ def sentence(error):
     return message
 
 
-def write_detector(folder):
-    """A folder with an exported file that finds anomalies: what is red, in images of 32 × 32."""
+def write_detector(folder, scale=1.0):
+    """A folder with an exported file that finds anomalies: what is red, in images of 32 × 32; scores up to scale."""
     from utils import export, runtime
     from utils.repro import keras
 
     image = keras.Input(batch_shape=(1, 32, 32, 3), name="image")
     heat = image[..., 0] / 255.0
-    network = keras.Model(image, {"scores": keras.ops.max(heat, axis=(1, 2)), "heatmap": heat})
+    network = keras.Model(image, {"scores": scale * keras.ops.max(heat, axis=(1, 2)), "heatmap": heat})
     metadata = {"precision": "float32", "image_size": [32, 32], "kind": "anomaly", "class_names": runtime.VERDICTS}
     export._write(folder / runtime.FLOAT_FILE, export.convert(network), metadata)
     return folder

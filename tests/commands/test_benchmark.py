@@ -65,7 +65,7 @@ def test_figure_has_a_panel_for_each_size_and_batch_and_a_bar_for_each_method_an
 
 
 def test_explainer_at_another_size_has_the_same_weights():
-    faster = fit(networks.embedding_network(networks.Spec(image_size=32, alpha=0.35, embedding_size=4)), 32)
+    faster = fit(networks.embedding_network(networks.Spec("small_resnet", image_size=32, embedding_size=4)), 32)
     larger = timing.at_size(faster, (64, 64))
     assert larger.input_size == (64, 64) and larger.network.outputs[0].shape[1:3] == (4, 4)
     for mine, theirs in zip(larger.network.get_weights(), faster.network.get_weights(), strict=True):

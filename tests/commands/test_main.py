@@ -19,7 +19,7 @@ from utils.__main__ import main
 from utils.commands.common import DEFAULT_MODEL
 
 TINY = [
-    "--weights", "none", "--image-size", "32", "--alpha", "0.35", "--embedding-size", "8", "--steps", "2",
+    "--weights", "none", "--backbone", "small_resnet", "--image-size", "32", "--embedding-size", "8", "--steps", "2",
     "--batch-size", "4",
 ]
 HANDS = DEFAULT_MODEL.parents[1] / "hands"
@@ -232,9 +232,8 @@ def test_a_settings_file_of_keras_does_not_choose_the_backend(tmp_path):
     (tmp_path / "keras.json").write_text('{"backend": "torch"}')
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     code = "from utils.repro import keras; print(keras.backend.backend())"
-    for more in ({}, {"KERAS_BACKEND": ""}):
-        run = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=HANDS.parents[1],
-            env=environment | {"KERAS_HOME": str(tmp_path)} | more,
-        )
-        assert run.stdout == "tensorflow\n", run.stderr
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=HANDS.parents[1],
+        env=environment | {"KERAS_HOME": str(tmp_path)},
+    )
+    assert run.stdout == "tensorflow\n", run.stderr

@@ -14,7 +14,7 @@ import pytest
 from samples import photo
 
 from utils import runtime
-from utils.__main__ import COMMANDS, main
+from utils.__main__ import main
 from utils.commands import exits, sources, train, web
 from utils.commands.common import DEFAULT_MODEL
 
@@ -32,18 +32,25 @@ def shell(words, streams="", **settings):
     return done
 
 
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    """What `annotate` writes where all streams are open."""
+    folder = tmp_path_factory.mktemp("annotated") / "plain"
+    shell(["annotate", str(HANDS), "--out", str(folder)])
+    return folder
+
+
 @pytest.mark.parametrize("streams", CLOSED)
-def test_closed_streams_change_nothing_but_what_is_seen(streams, tmp_path):
+def test_closed_streams_change_nothing_but_what_is_seen(streams, annotated, tmp_path):
     done = shell(["annotate", str(HANDS), "--out", str(tmp_path / "out")], streams)
     assert done.returncode == 0
     assert (b"kept" in done.stdout) == (">&-" not in streams.replace("2>&-", ""))
-    shell(["annotate", str(HANDS), "--out", str(tmp_path / "plain")])
     for file in ("journal.jsonl", "coco.json", "rejected.csv"):  # no stream has written into a file
-        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+        assert (tmp_path / "out" / file).read_bytes() == (annotated / file).read_bytes()
     assert shell(["demo", "--headless", "--source", "nowhere.mp4"], streams).returncode == 2
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["anomaly", "fit"], ["anomaly", "explain"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["anomaly", "fit"]])
 def test_help_without_streams(command):
     for streams, code in (("2>&-", 0), (">&-", 0), (">/dev/full", 2), ("| true; exit ${PIPESTATUS[0]}", 141)):
         assert shell([*command, "-h"], streams).returncode == code, streams

@@ -219,12 +219,13 @@ def test_every_network_is_explained(name, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [method for method in gradcam.METHODS if method != "fullgrad"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_is_explained_by_every_method(name, method, rng):
+def test_every_network_is_explained_by_each_kind_of_pass(name, rng):
+    """A second derivative, masked images, masked channels: the other methods share the gradient of Grad-CAM."""
     side = max(NETWORKS[name].smallest, 75)
     image = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
     network = classifiers.build(name, image_size=side)
-    raw = gradcam.explain(network, image, method=method, normalise=False)
-    assert raw.shape == (1, *networks.get_layer(network, network.default_layer).output.shape[1:3])
-    assert np.isfinite(raw).all() and raw.any()
+    for method in ("shapleycam", "scorecam", "ablationcam"):
+        raw = gradcam.explain(network, image, method=method, normalise=False)
+        assert raw.shape == (1, *networks.get_layer(network, network.default_layer).output.shape[1:3])
+        assert np.isfinite(raw).all() and raw.any()

@@ -1,6 +1,10 @@
-"""The live demo's steady answer: a vote over the last frames, and what may help where the answer is *none*."""
+"""The live demo's steady answer: a vote over the last frames, and what may help where the answer is *none*.
+
+`page.html` does the same in a browser, with the numbers and words of `settings`.
+"""
 
 from collections import deque
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -13,6 +17,7 @@ SIDE = 96  # pixels: the light is judged on an image as small as the network's
 # Of 1,305 photos in six rooms the darkest has a mean of 50 and the softest a sharpness of 5.7.
 DARK, SOFT = 45, 5  # mean grey level; standard deviation of the Laplacian
 WHITE, GLARE = 250, 0.2  # a pixel is overexposed from here on, a picture with more than this share of them
+TOO_DARK, TOO_BRIGHT, BLURRED = "too dark: more light", "too bright: less light", "blurred: hold still, come nearer"
 
 
 class Votes:
@@ -45,8 +50,20 @@ def answer(result: runtime.Explanation, frame: np.ndarray, votes: Votes, seconds
     name = result.class_names[label]
     if name != NONE:
         return f"{name} {sure:.2f}"
-    what = "no hand" if set(GESTURES) <= set(result.class_names) else NONE
-    return f"{what} {sure:.2f}" + (f" ({reason})" if (reason := hint(frame)) else "")
+    return f"{nothing(result.class_names)} {sure:.2f}" + (f" ({reason})" if (reason := hint(frame)) else "")
+
+
+def nothing(class_names: Sequence[str]) -> str:
+    """What *none* is called where the classes have these names."""
+    return "no hand" if set(GESTURES) <= set(class_names) else NONE
+
+
+def settings(class_names: Sequence[str]) -> dict:
+    """The numbers and words of this module, for the page."""
+    return {
+        "milliseconds": 1000 * SECONDS, "side": SIDE, "dark": DARK, "white": WHITE, "glare": GLARE, "soft": SOFT,
+        "none": NONE, "nothing": nothing(class_names), "tooDark": TOO_DARK, "tooBright": TOO_BRIGHT, "blurred": BLURRED,
+    }
 
 
 def hint(frame: np.ndarray) -> str:
@@ -58,9 +75,9 @@ def hint(frame: np.ndarray) -> str:
     """
     grey = cv2.cvtColor(imaging.resize(frame[None], SIDE, SIDE)[0], cv2.COLOR_RGB2GRAY)
     if grey.mean() < DARK:
-        return "too dark: more light"
+        return TOO_DARK
     if (grey >= WHITE).mean() > GLARE:
-        return "too bright: less light"
+        return TOO_BRIGHT
     if cv2.Laplacian(grey, cv2.CV_32F).std() < SOFT:
-        return "blurred: hold still, come nearer"
+        return BLURRED
     return ""

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from utils import heatmap, imaging, runtime
-from utils.commands import common
+from utils.commands import advice, common
 from utils.views import Views
 
 PACKAGES = ("core", "wasm-utils")  # of LiteRT.js, on npm under @litertjs
@@ -78,7 +78,8 @@ def page(file: str | os.PathLike, mode: str = "heatmap", *, packages: str = CDN)
     settings = {
         "cells": None if projection is None else {"grid": cells["grid"], "projection": _base64(projection.tobytes())},
         "metadata": {name: metadata.get(name) for name in ("kind", "class_names", "image_size", "precision")},
-        "colours": _base64(turbo.tobytes()), "wasm": f"{urls['core']}wasm/", "mode": mode,
+        "advice": advice.settings(metadata["class_names"]), "colours": _base64(turbo.tobytes()),
+        "wasm": f"{urls['core']}wasm/", "mode": mode,
     }
     imports = {f"@litertjs/{package}": f"{url}dist/index.js" for package, url in urls.items()}
     text = TEMPLATE.read_text(encoding="utf-8").replace("{{imports}}", _json({"imports": imports}))
