@@ -238,12 +238,6 @@ def test_the_classifier_knows_the_kinds(detector, normal):
     assert cosines.shape == (12, len(anomaly.CLASS_NAMES)) and (np.abs(cosines) <= 1 + 1e-6).all()
 
 
-def test_images_of_several_sizes(normal):
-    images = [normal[0], imaging.resize(normal[1:2], 60, 45)[0], *normal[2:4]]
-    result = AnomalyDetector.fit(images, **TINY).explain(normal)
-    assert np.isfinite(result.scores).all()
-
-
 def test_identical_images_stay_normal(normal):
     same = normal[:1].repeat(9, axis=0)
     result = AnomalyDetector.fit(same, image_size=SIZE, steps=60).explain(same)

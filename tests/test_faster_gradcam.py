@@ -209,7 +209,7 @@ def test_a_network_without_a_head_takes_class_means_as_prototypes(network, image
 
 
 def registered(seed=0, **settings):
-    spec = networks.Spec(image_size=32, alpha=0.35, embedding_size=4)
+    spec = networks.Spec("small_resnet", image_size=32, embedding_size=4)
     embedding = networks.embedding_network(spec, seed=seed)
     rng = np.random.default_rng(1)
     images = rng.integers(0, 255, (6, 32, 32, 3)).astype(np.uint8)
@@ -243,12 +243,12 @@ def test_round_trip(saved):
     loaded = FasterGradCAM.load(folder)
     assert_same(faster.explain(images), loaded.explain(images))
     meta = json.loads((folder / META_FILE).read_text())
-    assert meta["accuracy"] == 0.5 and meta["class_names"] == ["a", "b"] and meta["layer"] == "block_13_expand_relu"
+    assert meta["accuracy"] == 0.5 and meta["class_names"] == ["a", "b"] and meta["layer"] == "stage_3_block_1_relu"
     assert loaded.network.spec == faster.network.spec
 
 
 def test_round_trip_with_details(tmp_path):
-    faster, images = registered(detail_layer="block_6_expand_relu", backgrounds=np.zeros((2, 32, 32, 3), np.uint8))
+    faster, images = registered(detail_layer="stage_2_block_1_relu", backgrounds=np.zeros((2, 32, 32, 3), np.uint8))
     faster.save(tmp_path)
     loaded = FasterGradCAM.load(tmp_path)
     np.testing.assert_array_equal(loaded.detail_weights, faster.detail_weights)
@@ -312,7 +312,7 @@ def test_a_missing_truncated_or_foreign_file_is_named(saved, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "change", [{"network": {"unknown": 1}}, {"class_names": ["a"]}, {"layer": "block_16_expand_relu"}, {"format": 99}]
+    "change", [{"network": {"unknown": 1}}, {"class_names": ["a"]}, {"layer": "stage_1_relu"}, {"format": 99}]
 )
 def test_meta_data_of_another_model(saved, tmp_path, change):
     target = copy(saved[2], tmp_path / "model")

@@ -59,6 +59,19 @@ def test_boxes_come_by_their_heat(spots):
     assert heatmap.box(spots, 0.5) == first.corners and heatmap.box(spots, 0.95) == second.corners
 
 
+@pytest.mark.parametrize(
+    "heat, area, n_boxes",  # of a second region, whose first one has 1.0 on 6 pixels; 0.6 of it is as much
+    [(1.0, 6, 2), (0.61, 6, 2), (0.59, 6, 1), (1.0, 4, 2), (1.0, 3, 1)],
+)
+def test_auto_gives_each_of_several_objects_a_box(heat, area, n_boxes):
+    maps = np.zeros((8, 20), np.float32)
+    maps[1:3, 1:4] = 1
+    maps[5, 1 : 1 + area] = heat
+    maps[7, 19] = 0.9  # a hot pixel is no object
+    found = heatmap.boxes(maps, 0.5, n_boxes="auto")
+    assert len(found) == n_boxes and found[-1].region[5, 1] == (n_boxes == 2)
+
+
 def test_a_threshold_is_a_share_of_the_maximum(spots):
     np.testing.assert_array_equal(heatmap.hot(spots, 0.5), spots > 0.5)
     np.testing.assert_array_equal(heatmap.hot(spots / 7, 0.5), spots > 0.5)
@@ -90,6 +103,7 @@ def test_no_heat_no_box(threshold):
     [
         ({"threshold": 1.0}, "A threshold must be"), ({"threshold": "p100"}, "A threshold must be"),
         ({"threshold": "best"}, "A threshold must be"), ({"n_boxes": 0}, "n_boxes >= 1"),
+        ({"n_boxes": "many"}, "or \"auto\""),
         ({"min_area": 1.0}, "min_area in"), ({"heatmap": np.ones((1, 2, 2))}, "one finite heat map"),
         ({"heatmap": np.array([[np.nan]])}, "one finite heat map"), ({"heatmap": -np.ones((2, 2))}, "nowhere below 0"),
         ({"heatmap": np.ones((0, 2))}, "one finite heat map"),

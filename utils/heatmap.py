@@ -9,6 +9,7 @@ import numpy as np
 from utils import imaging
 
 Corners = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, half open
+ALIKE = 0.6  # of the first region's heat and peak: what has as much is another object. 0.6 to 0.8 do as well
 COLORMAP = cv2.COLORMAP_TURBO  # the one colour map of the project; matplotlib knows it as "turbo"
 CONCEPT_COLOURS = (  # Paul Tol's bright ones, which colour-blind people tell apart, and two more
     (238, 102, 119), (34, 136, 51), (68, 119, 170), (204, 187, 68), (102, 204, 238), (170, 51, 119), (238, 119, 51),
@@ -131,29 +132,37 @@ def _level(heatmap, threshold):
 
 
 def boxes(
-    heatmap: np.ndarray, threshold: float | str = "otsu", *, n_boxes: int = 1, min_area: float = 0.0
+    heatmap: np.ndarray, threshold: float | str = "otsu", *, n_boxes: int | str = 1, min_area: float = 0.0
 ) -> list[Box]:
     """Boxes around the connected hot regions (8 neighbours), the one with the most heat first.
 
     Args:
         heatmap: float (H, W), at least 0.
         threshold: as in `hot`.
-        n_boxes: maximum number of boxes.
+        n_boxes: maximum number of boxes; or "auto", all regions with at least `ALIKE` of the first one's heat and peak.
         min_area: share of the map that a region must cover.
 
     Returns:
         An empty list where nothing is hot, as in the map of a *none* image.
     """
-    if n_boxes < 1 or not 0 <= min_area < 1:
-        raise ValueError(f"Expected n_boxes >= 1 and min_area in [0, 1). Received: {n_boxes!r} and {min_area!r}")
+    is_auto = n_boxes == "auto"
+    if not (is_auto or isinstance(n_boxes, int) and n_boxes >= 1) or not 0 <= min_area < 1:
+        expected = 'Expected n_boxes >= 1 or "auto", and min_area in [0, 1).'
+        raise ValueError(f"{expected} Received: {n_boxes!r} and {min_area!r}")
     n_regions, labels, stats, _ = cv2.connectedComponentsWithStats(hot(heatmap, threshold).astype(np.uint8))
     heat = np.bincount(labels.ravel(), np.ravel(heatmap), n_regions)
     found = []
     for k in 1 + np.argsort(-heat[1:], kind="stable"):  # region 0 is the background
         x, y, width, height, area = stats[k].tolist()
-        if area >= min_area * labels.size and len(found) < n_boxes:
+        if area >= min_area * labels.size and (is_auto or len(found) < n_boxes):
             found.append(Box((x, y, x + width, y + height), float(heat[k] / heat.sum()), labels == k))
-    return found
+    return [one for one in found if _is_like(one, found[0], heatmap)] if is_auto else found
+
+
+def _is_like(box, first, heatmap):
+    """Whether a box has about as much heat as the first one, and is about as hot."""
+    peak, highest = (np.asarray(heatmap)[own.region].max() for own in (box, first))
+    return box.score >= ALIKE * first.score and peak >= ALIKE * highest
 
 
 def box(heatmap: np.ndarray, threshold: float | str = "otsu") -> Corners | None:

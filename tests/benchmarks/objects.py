@@ -6,7 +6,8 @@
 A set is a folder of classes with ``boxes.json``, {"class/file": [[x0, y0, x1, y1], ...]} in pixels, half open, and
 where masks are known ``masks/class/file.png``. By file order the first 60 % of each class train, the others are judged.
 Box IoU is that of the map's own box with the nearest true one; pointing is whether the hottest pixel lies in one;
-deletion and insertion are asked of at most 60 photos. The centre knows nothing of the image.
+deletion and insertion are asked of at most 60 photos. The centre knows nothing of the image. F1 of boxes: of those of
+the map as trained, each found box may take one true box with IoU >= 0.5.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from utils.metrics import faithfulness  # noqa: E402
 METHODS = {"LayerCAM": "layercam", "Grad-CAM++": "gradcam++", "Grad-CAM": "gradcam"}
 MIN_IOUS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 THRESHOLDS = np.arange(0, 1, 0.02)
+BOX_RULES = {"one box": 1, "auto": "auto", "every region": 50}  # `heatmap.boxes`
 N_ASKED = 60
 
 
@@ -98,8 +100,23 @@ def _iou(boxes, truth):
     return max((metrics.box_iou(np.array([box]), truth).max() for box in boxes), default=0)
 
 
+def box_f1(maps, boxes, n_boxes):
+    """F1 of all boxes of images that have a true one."""
+    hits = n_found = n_true = 0
+    for heat, truth in zip(maps, boxes, strict=True):
+        if len(truth):
+            found = [box.corners for box in heatmap.boxes(heat, n_boxes=n_boxes, min_area=0.01)]
+            overlaps = np.array([metrics.box_iou(np.repeat([box], len(truth), axis=0), truth) for box in found])
+            while overlaps.size and overlaps.max() >= 0.5:
+                mine, theirs = np.unravel_index(overlaps.argmax(), overlaps.shape)
+                overlaps[mine], overlaps[:, theirs] = 0, 0
+                hits += 1
+            n_found, n_true = n_found + len(found), n_true + len(truth)
+    return 2 * hits / (n_found + n_true)
+
+
 def judge(folder, model, judged):
-    """{way to a map: its measures}, and the accuracy."""
+    """{way to a map: its measures}, the accuracy, and {rule: F1 of boxes}."""
     faster = FasterGradCAM.load(model)
     images, labels, boxes, masks = load(folder, judged, faster.input_size[0])
     result, classifier = faster.explain(images), faster.classifier()
@@ -118,7 +135,8 @@ def judge(folder, model, judged):
             "insertion": faithfulness.insertion_auc(*question, n_steps=12).mean(),
             "deletion": faithfulness.deletion_auc(*question, n_steps=12).mean(),
         }
-    return table, np.mean(result.labels == labels)
+    f1 = {rule: box_f1(result.heatmaps, boxes, n_boxes) for rule, n_boxes in BOX_RULES.items()}
+    return table, np.mean(result.labels == labels), {"F1 of boxes": f1}
 
 
 def print_table(title, table):
@@ -128,6 +146,17 @@ def print_table(title, table):
         print(f"| {name} | {' | '.join(f'{value:.3f}' for value in values.values())} |", flush=True)
 
 
+def mean(tables):
+    """Mean of the tables, value by value, over those where it is defined."""
+    return {
+        name: {
+            measure: np.mean([t[name][measure] for t in tables if np.isfinite(t[name][measure])] or [np.nan])
+            for measure in tables[0][name]
+        }
+        for name in tables[0]
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="sets with boxes.json")
@@ -135,24 +164,19 @@ def main():
     parser.add_argument("--train", nargs="*", default=[], metavar="OPTION", help="of train, without dashes: seed=1")
     options = parser.parse_args()
     arguments = [part for option in options.train for part in f"--{option}".split("=")]
-    tables = []
+    tables, f1s = [], []
     with tempfile.TemporaryDirectory() as temporary:
         for folder in options.folders:
             photos, judged = split(folder)
             model = (options.models or Path(temporary)) / folder.name
             if not (model / "meta.json").is_file():
                 train(photos, model, arguments)
-            table, accuracy = judge(folder, model, judged)
+            table, accuracy, f1 = judge(folder, model, judged)
             tables.append(table)
+            f1s.append(f1)
             print_table(f"{folder.name}, accuracy {accuracy:.3f}", table)
-    mean = {
-        name: {
-            measure: np.mean([t[name][measure] for t in tables if np.isfinite(t[name][measure])] or [np.nan])
-            for measure in tables[0][name]
-        }
-        for name in tables[0]
-    }
-    print_table(f"mean of {len(tables)} sets", mean)
+    for what in tables, f1s:
+        print_table(f"mean of {len(what)} sets", mean(what))
 
 
 if __name__ == "__main__":

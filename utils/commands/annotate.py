@@ -41,6 +41,11 @@ def _threshold(text):
         return text
 
 
+def _count(text):
+    """A whole number, or the name of a rule."""
+    return text if text == "auto" else int(text)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What becomes a box (see `heatmap.boxes`), and which images are kept.
@@ -53,7 +58,11 @@ class Settings:
         "otsu", "a box surrounds what is hotter: a share of the maximum, otsu, or p75 for the 75th percentile",
         type=_threshold, metavar="T", group="boxes",
     )
-    n_boxes: int = option(1, "maximum number of boxes per image", flag="--boxes", group="boxes")
+    n_boxes: int | str = option(
+        "auto", "maximum number of boxes per image; auto: one for each hot region with at least "
+        f"{heatmap.ALIKE} of the heat and the peak of the first", flag="--boxes", type=_count, metavar="N",
+        group="boxes",
+    )
     min_area: float = option(0.01, "smallest hot region that gets a box, as a share of the image", group="boxes")
     min_iou: float = option(0.3, "lowest overlap (IoU) of hot pixels and boxes, 0..1", group="which images are kept")
     min_confidence: float = option(
