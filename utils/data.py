@@ -33,7 +33,7 @@ JANKEN_URL = f"https://github.com/karaage0703/janken_dataset/archive/{JANKEN_COM
 JANKEN_SHA256 = "d89d1b52741814c5be6f7da282dd05e2c38949fd42ebf7c5d7100c6cd26a38ac"  # of the 167 photos, see _digest
 JANKEN_CLASSES = hands.GESTURES  # choki, gu, pa
 JANKEN_MAX_BYTES = 200_000_000  # the real archive holds 5 MB
-BOXES = "boxes.json"  # beside the classes: where their objects are
+ANNOTATIONS = "annotations"  # a folder beside the classes, in small letters: where their objects are
 TIMEOUT = 30  # seconds without a byte from the server
 
 
@@ -114,7 +114,7 @@ def load_folder(folder: str | Path, image_size: int = 96, *, test_fraction: floa
 
     ``folder/masks/<class>/<stem>.png`` (grey, > 127 is the object) may hold masks: for every photo or for none.
     Hidden files and folders are ignored, unreadable images skipped with one warning that names them, and what is no
-    photo of a class (see `imaging.images_in`) is listed as ``left_out``.
+    photo of a class (see `imaging.images_in`) is listed as ``left_out``, but for files of boxes, .json and .xml.
 
     Example:
         >>> load_folder("data/hands", image_size=32).class_names
@@ -127,7 +127,8 @@ def load_folder(folder: str | Path, image_size: int = 96, *, test_fraction: floa
     folder = Path(folder).expanduser()
     find_mask = _read_mask if (folder / "masks").is_dir() else lambda path, image: None
     how, left_out = {"image_size": image_size, "test_fraction": test_fraction, "seed": seed}, []
-    return replace(_load(folder, _list_photos(folder, left_out), find_mask, **how), left_out=tuple(left_out))
+    dataset = _load(folder, _list_photos(folder, left_out), find_mask, **how)
+    return replace(dataset, left_out=tuple(path for path in left_out if not _tells_boxes(path)))
 
 
 def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_fraction=0.2, seed) -> Dataset:
@@ -172,13 +173,19 @@ def _list_photos(folder: Path, left_out: list[Path] | None = None) -> dict[str, 
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}, expected one with a sub-folder of photos per class.")
     found = imaging.entries(folder)
-    classes = sorted(path for path in found if path.is_dir() and path.name.lower() not in imaging.MASK_FOLDERS)
+    beside = imaging.MASK_FOLDERS | {ANNOTATIONS}
+    classes = sorted(path for path in found if path.is_dir() and path.name.lower() not in beside)
     if left_out is not None:
-        left_out += [path for path in found if path not in classes and path.name not in ("masks", BOXES)]
+        left_out += [path for path in found if path not in classes and path.name != "masks"]
     if len(classes) < 2:
         found = f"one class, {classes[0].name}" if classes else "no sub-folder of photos"
         raise ValueError(f"{folder} holds {found}, expected at least two classes, each a sub-folder of photos.")
     return {path.name: imaging.images_in(path, left_out) for path in classes}
+
+
+def _tells_boxes(path: Path) -> bool:
+    """Whether a path beside photos may say where their objects are; `commands.truth` reads it."""
+    return path.suffix.lower() in (".json", ".xml") or path.name.lower() == ANNOTATIONS
 
 
 def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:

@@ -42,6 +42,67 @@ def test_no_file_no_boxes(folder):
     assert truth.boxed(folder, data.load_folder(folder, image_size=10)) is None
 
 
+EXPECTED = {"cat/0.png": [[4, 2, 20, 10]], "dog/1.png": [[0, 0, 4, 2], [36, 18, 40, 20]]}
+
+
+def coco(names):
+    """A COCO file of `EXPECTED`, whose photos have these names, with a box of another class to ignore."""
+    kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "thing"}]
+    images = [{"id": 10 + i, "file_name": name} for i, name in enumerate(names)]
+    boxes = [(10, 1, [4, 2, 16, 8]), (11, 2, [0, 0, 4, 2]), (11, 3, [36, 18, 4, 2.1]), (10, 2, [0, 0, 40, 20])]
+    made = [{"id": i, "image_id": n, "category_id": k, "bbox": box} for i, (n, k, box) in enumerate(boxes)]
+    return json.dumps({"images": images, "annotations": made, "categories": kinds})
+
+
+def voc(kind, *boxes):
+    objects = "".join(
+        f"<object><name>{kind}</name><bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax>"
+        f"<ymax>{y1}</ymax></bndbox></object>" for x0, y0, x1, y1 in boxes
+    )
+    return f"<annotation><filename>renamed.jpg</filename>{objects}</annotation>"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"_annotations.coco.json": coco(["cat/0.png", "images/dog/1.png"]), "groups.json": "{}"},
+        {"annotations/instances.json": coco(["cat/0", "dog\\1.png"])},
+        {"cat/0.xml": voc("cat", *EXPECTED["cat/0.png"]), "dog/1.xml": voc("thing", *EXPECTED["dog/1.png"])},
+        {"Annotations/cat/0.xml": voc("cat", *EXPECTED["cat/0.png"]),
+         "Annotations/dog/1.xml": voc("dog", *EXPECTED["dog/1.png"])},
+    ],
+    ids=["coco", "coco in a folder", "voc beside", "voc in a folder"],
+)
+def test_coco_and_voc_say_the_same_as_our_file(files, folder):
+    expected = load(folder, EXPECTED)
+    (folder / "boxes.json").unlink()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(content)
+    dataset = data.load_folder(folder, image_size=10)
+    assert dataset.class_names == ("cat", "dog") and dataset.left_out == ()
+    np.testing.assert_array_equal(truth.boxed(folder, dataset), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.json", "{", "a.json is no JSON"),
+        ("a.json", '{"images": [{"id": 1}], "annotations": []}', "no COCO file of boxes: KeyError 'file_name'"),
+        ("a.json", coco(["0.png", "dog/1.png"]), "names 0.png, which 2 photos are called: cat/0.png, dog/0.png"),
+        ("a.json", coco(["cat/0.png", "bird.png"]), "photos that are not there: bird.png"),
+        ("cat/0.xml", "<annotation><object></annotation>", "no Pascal VOC file of boxes: mismatched tag"),
+        ("cat/0.xml", "<annotation><object/></annotation>", "no Pascal VOC file of boxes"),
+        ("cat/0.xml", voc("cat", (0, 0, 41, 5)), "does not lie inside"),
+        ("cat/gone.xml", voc("cat", (0, 0, 4, 5)), "photos that are not there: cat/gone"),
+    ],
+)
+def test_coco_and_voc_files_that_are_wrong(name, content, sentence, folder):
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        truth.boxed(folder, data.load_folder(folder, image_size=10))
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", default="synthetic", metavar="SOURCE",
         help=f"{common.DATA_HELP}; if the model was trained on it, only its held-out images are used. A folder may "
-        'hold masks, or boxes.json with boxes in pixels: {"class/photo.jpg": [[x0, y0, x1, y1], ...]}',
+        'hold masks, or boxes in pixels: boxes.json, {"class/photo.jpg": [[x0, y0, x1, y1], ...]}, a COCO file, or '
+        "Pascal VOC files",
     )
 
 
