@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in VENV, which is made on demand from the exact pins of the tests.
 
 PYTHON ?= python3
-TOOLS  := hypothesis jupyter nbval pycocotools pytest pytest-xdist ruff websocket-client
+TOOLS  := huggingface_hub hypothesis jupyter nbval pycocotools pytest pytest-xdist ruff websocket-client
 VENV   := .venv
 READY  := $(VENV)/.ready
 RUN    := $(VENV)/bin/python

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
 
-from utils.commands import exits
-from utils.commands.common import HelpFormatter
+from utils.commands import common, exits
 
 COMMANDS = {
     "train": "train a model on your photos and save it",
@@ -16,6 +15,7 @@ COMMANDS = {
     "demo": "explain a camera live, or a video, or images",
     "annotate": "draw boxes from heat maps and write them as VOC, COCO and YOLO files",
     "bulk": "explain very many images on all cores, or on many machines, and write Parquet files",
+    "push": "send a model folder to the Hugging Face hub; any command takes it as --model hf://OWNER/NAME",
     "anomaly": "find defects after learning from normal images only",
     "index": "remember the embeddings of a folder of images, to search in",
     "search": "find the images of an index that are similar to one, and show why",
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command():
         options = build_parser(arguments[:1]).parse_args(arguments)
+        common.fetch_model(options)
         return options.main(options)
 
     return exits.code_of(command)
@@ -44,7 +45,7 @@ def build_parser(commands: Collection[str]) -> argparse.ArgumentParser:
     parts = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         description = f"{summary[0].upper()}{summary[1:]}."
-        part = parts.add_parser(name, help=summary, description=description, formatter_class=HelpFormatter)
+        part = parts.add_parser(name, help=summary, description=description, formatter_class=common.HelpFormatter)
         if name in commands:
             module = import_module(f"utils.commands.{name}")
             module.add_arguments(part)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import augment, imaging, networks, repro
+from utils import augment, hub, imaging, networks, repro
 from utils.networks import angular, model_folder, normality
 from utils.networks.detector import LAYERS, SIDES, build, map_head, side_for, side_of_tile, training_step
 from utils.networks.evidence import SOURCES, TRUSTED, Tail
@@ -182,17 +182,18 @@ class AnomalyDetector:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "AnomalyDetector":
-        """Read what `save` wrote.
+        """Read what `save` wrote; ``hf://OWNER/NAME`` names a folder at the Hugging Face hub.
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing.
             ValueError: a file is truncated, foreign, or belongs to another model.
         """
+        folder = hub.local(folder)
         meta = model_folder.read(folder, lambda meta: meta["kind"] == "anomaly" and meta["format"] == FORMAT)
-        with np.load(Path(folder) / ARRAYS_FILE, allow_pickle=False) as file:
+        with np.load(folder / ARRAYS_FILE, allow_pickle=False) as file:
             arrays = dict(file)
         core = build(model_folder.spec(folder, meta))
-        core.load_weights(Path(folder) / WEIGHTS_FILE)
+        core.load_weights(folder / WEIGHTS_FILE)
         return cls(core, arrays, meta)
 
 

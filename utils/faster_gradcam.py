@@ -27,12 +27,11 @@ takes their place, and a discriminant over several layers that of the detail lay
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from sklearn.cluster import KMeans
 
-from utils import gradcam, heatmap, imaging, networks, repro
+from utils import gradcam, heatmap, hub, imaging, networks, repro
 from utils.data import NONE
 from utils.networks import angular, model_folder
 from utils.networks.discriminant import Discriminant, contrasts, weigh
@@ -295,13 +294,13 @@ class FasterGradCAM:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "FasterGradCAM":
-        """Read what `save` wrote.
+        """Read what `save` wrote; ``hf://OWNER/NAME`` names a folder at the Hugging Face hub.
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing.
             ValueError: a file is truncated, foreign, or belongs to another model.
         """
-        folder = Path(folder)
+        folder = hub.local(folder)
         meta = model_folder.read(folder, _is_ours)
         with np.load(folder / CLUSTERS_FILE, allow_pickle=False) as file:
             arrays = dict(file)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from utils import imaging, similarity
+from utils import hub, imaging, similarity
 from utils.similarity import Cells, Comparison
 from utils.views import Views
 
@@ -110,7 +110,10 @@ class Explainer:
     """
 
     def __init__(self, path: str | os.PathLike, num_threads: int = 2):
-        """Load an ``explainer.tflite`` or ``explainer_int8.tflite``; num_threads: CPU threads of the network.
+        """Load an ``explainer.tflite`` or ``explainer_int8.tflite``, also ``hf://OWNER/NAME/explainer.tflite``.
+
+        Args:
+            num_threads: CPU threads of the network.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -118,6 +121,7 @@ class Explainer:
         """
         if not isinstance(num_threads, int) or num_threads < 1:
             raise ValueError(f"num_threads must be an integer of at least 1. Received: {num_threads!r}")
+        path = hub.local(path)
         self.metadata = read_metadata(path)
         self.kind = self.metadata.get("kind", "label")
         self.class_names = tuple(map(imaging.printable, self.metadata["class_names"]))

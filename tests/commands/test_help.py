@@ -29,7 +29,7 @@ every_parser = pytest.mark.parametrize("name", PARSERS)
 
 
 def test_these_are_the_commands():
-    assert set(PARSERS) == {*COMMANDS, "anomaly fit", "anomaly explain", "anomaly evaluate"} and len(COMMANDS) == 11
+    assert set(PARSERS) == {*COMMANDS, "anomaly fit", "anomaly explain", "anomaly evaluate"} and len(COMMANDS) == 12
 
 
 @every_parser

@@ -10,7 +10,7 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import get_args
 
-from utils import imaging, runtime
+from utils import hub, imaging, runtime
 
 DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "janken"
 SOURCES = ("janken", "synthetic")  # of training data; any other name is a folder
@@ -27,7 +27,8 @@ LARGE = 1 << 20  # bytes
 SHARED = {
     "images": {"nargs": "+", "type": Path, "metavar": "IMAGE", "help": "image files, or folders of them"},
     "--model": {
-        "type": Path, "default": DEFAULT_MODEL, "metavar": "FOLDER", "help": "model folder (default: the shipped one)",
+        "type": Path, "default": DEFAULT_MODEL, "metavar": "FOLDER",
+        "help": "model folder, or hf://OWNER/NAME at the Hugging Face hub (default: the shipped one)",
     },
     "--from": {
         "dest": "bulk", "metavar": "DIR", "help": "take what `bulk` wrote there instead of images: no network runs"
@@ -60,6 +61,12 @@ def add_shared(parser, names: list[str]) -> None:
     """Add these of the `SHARED` options."""
     for name in names:
         parser.add_argument(name, **SHARED[name])
+
+
+def fetch_model(options) -> None:
+    """Where a model is named as ``hf://OWNER/NAME``, put the folder of its copy there."""
+    if getattr(options, "model", None):
+        options.model = hub.local(options.model)
 
 
 def is_from_bulk(options, images: object) -> bool:

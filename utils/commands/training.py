@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from utils import arcface, augment, data, networks, repro
+from utils import arcface, augment, data, hub, networks, repro
 from utils.commands import common
 from utils.commands.common import SOURCES
 from utils.commands.recipe import Recipe
@@ -111,8 +111,9 @@ def build_network(recipe: Recipe) -> tuple[keras.Model, dict]:
 
 def _earlier_model(recipe):
     """The model whose training goes on, where the recipe's weights are a model folder; else None."""
-    is_folder = recipe.weights not in ("none", "imagenet") and Path(recipe.weights).is_dir()
-    return FasterGradCAM.load(recipe.weights) if is_folder else None
+    folder = hub.local(recipe.weights)
+    is_folder = recipe.weights not in ("none", "imagenet") and folder.is_dir()
+    return FasterGradCAM.load(folder) if is_folder else None
 
 
 def _finer_layers(recipe):
