@@ -13,8 +13,7 @@ from small_networks import small_transformer
 from utils import gradcam, networks
 from utils.networks import cams, classifiers, torchvision_nets
 
-# Of the largest value. What they add to the denominator of Grad-CAM++, we do not: see `references.SCALE`.
-CLOSE, CLOSE_PLUS_PLUS = 1e-4, 0.05
+CLOSE = 1e-5  # of the largest value
 
 every_network = pytest.mark.parametrize("name", references.LAYERS)
 
@@ -44,7 +43,8 @@ def _in_keras_order(values):
     return values.transpose({4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[values.ndim])
 
 
-def assert_close(got, expected, tolerance):
+def assert_close(got, expected, tolerance, what=""):
+    print(what, f"{abs(got - expected).max() / abs(expected).max():.1e}")
     np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * abs(expected).max())
 
 
@@ -54,11 +54,19 @@ def test_logits(name):
     np.testing.assert_allclose(logits, references.expected()[f"{name}/logits"], rtol=0, atol=1e-4)
 
 
+def their_plus_plus(maps, gradients):
+    """Grad-CAM++ with what pytorch-grad-cam adds to the denominator, 1e-6; ours does not (see `references.SCALE`)."""
+    denominator = 2 * gradients**2 + tf.reduce_sum(maps, axis=(1, 2), keepdims=True) * gradients**3 + 1e-6
+    weights = tf.nn.relu(gradients) * gradients**2 / denominator
+    return tf.einsum("nhwc,nc->nhw", maps, tf.reduce_sum(weights, axis=(1, 2)))
+
+
 @every_network
 def test_raw_maps(name, monkeypatch):
     # All methods as if they were one: the network is traced once.
     def all_methods(*maps_and_gradients):
-        return tf.stack([cams.RAW_MAPS[method](*maps_and_gradients) for method in references.METHODS], axis=1)
+        formulas = [*(cams.RAW_MAPS[method] for method in references.METHODS), their_plus_plus]
+        return tf.stack([formula(*maps_and_gradients) for formula in formulas], axis=1)
 
     monkeypatch.setitem(cams.RAW_MAPS, "all", all_methods)
     monkeypatch.setattr(gradcam, "METHODS", ("all",))
@@ -73,19 +81,33 @@ def test_raw_maps(name, monkeypatch):
         for i, method in enumerate(references.METHODS):
             for ours, theirs in zip(maps[:, i], expected[i], strict=True):
                 assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999, (layer, method)
-                assert_close(ours, theirs, CLOSE_PLUS_PLUS if method == "gradcam++" else CLOSE)
+                if method != "gradcam++":
+                    assert_close(ours, theirs, CLOSE, f"{layer} {method}")
+        plus_plus = expected[list(references.METHODS).index("gradcam++")]
+        assert_close(maps[:, -1], plus_plus, CLOSE, f"{layer} gradcam++ with their constant")
+        for method, theirs in zip(references.CAPTUM, references.expected()[f"{name}/{layer}/captum"], strict=True):
+            ours = maps[:, list(references.METHODS).index(method)]
+            assert_close(ours, references.SCALE * theirs, CLOSE, f"{layer} captum {method}")
 
 
 @every_network
 def test_guided_backpropagation(name):
     guided = gradcam.guided_backprop(network(name), references.images(name), targets=references.TARGET)
     thinned = guided[:, :: references.THINNING, :: references.THINNING]
-    assert_close(thinned, references.expected()[f"{name}/guided"], CLOSE)
+    assert_close(thinned, references.expected()[f"{name}/guided"], CLOSE, "guided")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])  # whose maps cover the whole image
+def test_guided_gradcam(name):
+    """Theirs is not divided by the maximum of the map."""
+    layer = list(references.LAYERS[name])[-1]
+    got = gradcam.guided_gradcam(network(name), references.images(name), layer=layer)
+    thinned = got[:, :: references.THINNING, :: references.THINNING]
+    for ours, theirs in zip(thinned, references.expected()[f"{name}/guided_gradcam"], strict=True):
+        assert_close(ours / abs(ours).max(), theirs / abs(theirs).max(), CLOSE, "guided_gradcam")
 
 
 # --- the rarer methods, and a transformer -------------------------------------------------------------------------
-
-CLOSE_RARER = {"small": 1e-5, "transformer": 1e-5, "resnet18": CLOSE}  # of the largest value; deep nets round more
 
 
 @functools.cache
@@ -98,14 +120,12 @@ def compare(network_, images, layer, prefix):
         if not key.startswith(f"{prefix}/"):
             continue
         method = key.rpartition("/")[2]
-        got = gradcam.explain(
-            network_, images, layer=layer, targets=references.TARGET, method=method, normalise=False
-        )
+        targets = None if method == "finercam" else references.TARGET
+        got = gradcam.explain(network_, images, layer=layer, targets=targets, method=method, normalise=False)
         for ours, theirs in zip(got, expected, strict=True):
             if method in ("eigengradcam", "ablationcam"):  # a sign is free, and theirs divides by a negative score
                 ours = ours * np.sign((ours * theirs).sum())
-            print(prefix, method, f"{abs(ours - theirs).max() / abs(theirs).max():.1e}")
-            assert_close(ours, theirs, CLOSE_RARER[prefix.split("/")[0]])
+            assert_close(ours, theirs, CLOSE, f"{prefix} {method}")
 
 
 @pytest.mark.parametrize("name", methods.NETWORKS)

@@ -13,6 +13,8 @@ For each network the file holds, all of it computed in float64 and stored in flo
     {network}/names, /shapes    its weights in torch's order; shapes are filled up with zeros
     {network}/logits            (N, K)
     {network}/{layer}           raw maps (methods, N, h, w) of pytorch-grad-cam, before ReLU, scaling and resizing
+    {network}/{layer}/captum    raw maps (2, N, h, w) of captum: LayerGradCam and LayerGradientXActivation
+    {network}/guided_gradcam    captum's GuidedGradCam (N, H, W, 3) of the best class at the last layer, thinned
     {network}/guided            guided backpropagation of captum (N, H, W, 3), per unit of the pixels 0..255, thinned
 
 Where the networks would differ, torch's is told to follow: MobileNetV2's batch norm adds 1e-3, as in Keras, and its
@@ -45,6 +47,7 @@ METHODS = {
     "gradcam": "GradCAM", "gradcam++": "GradCAMPlusPlus", "layercam": "LayerCAM", "hirescam": "HiResCAM",
     "xgradcam": "XGradCAM",
 }
+CAPTUM = ("gradcam", "hirescam")  # what its two layer attributions are called here, summed over channels
 TARGET = 3
 # The maps explain the logit times this. pytorch-grad-cam adds 1e-6 to the denominator of Grad-CAM++, 2g² + Σ A·g³, and
 # so mutes gradients below 1e-3: at 1 its maps correlate with those of the formula by as little as 0.994 here.
@@ -142,9 +145,17 @@ def raw_maps(network, layers, pixels):
     return [np.stack(arrays) for arrays in zip(*maps, strict=True)]
 
 
+def captum_maps(network, layer, pixels):
+    """(2, N, h, w) of the score itself, not scaled."""
+    from captum.attr import LayerGradCam, LayerGradientXActivation
+
+    maps = [kind(network, layer).attribute(pixels, TARGET) for kind in (LayerGradCam, LayerGradientXActivation)]
+    return np.stack([array.sum(dim=1).detach().numpy() for array in maps])
+
+
 def main():
     import torch
-    from captum.attr import GuidedBackprop
+    from captum.attr import GuidedBackprop, GuidedGradCam
 
     warnings.filterwarnings("ignore", module="captum")  # it says that it sets hooks
     arrays = {}
@@ -154,10 +165,14 @@ def main():
         network = torch.nn.Sequential(_preprocessing(name), network)
         pixels = torch.tensor(images(name)).double().permute(0, 3, 1, 2)
         guided = GuidedBackprop(network).attribute(pixels, TARGET).permute(0, 2, 3, 1)
+        best = network(pixels).argmax(dim=1)  # elsewhere the map may be empty
+        product = GuidedGradCam(network, modules[-1]).attribute(pixels, best, interpolate_mode="bilinear")
         results = {
             "logits": network(pixels).detach().numpy(),
             **dict(zip(layers, raw_maps(network, modules, pixels), strict=True)),
+            **{f"{layer}/captum": captum_maps(network, x, pixels) for layer, x in zip(layers, modules, strict=True)},
             "guided": guided.detach().numpy()[:, ::THINNING, ::THINNING],
+            "guided_gradcam": product.permute(0, 2, 3, 1).detach().numpy()[:, ::THINNING, ::THINNING],
         }
         arrays[f"{name}/names"] = np.array(list(shapes))
         arrays[f"{name}/shapes"] = np.array([(*shape, *[0] * (4 - len(shape))) for shape in shapes.values()])
