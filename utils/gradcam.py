@@ -14,12 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import heatmap, imaging, networks
-from utils.networks import cams, fullgrad, passes, perturbing
+from utils.networks import cams, fullgrad, legrad, passes, perturbing
 from utils.networks.passes import BEST
 from utils.networks.perturbing import BATCH_SIZE
 from utils.repro import keras, tf
 
 METHODS = (*cams.RAW_MAPS, *perturbing.METHODS, "fullgrad")
+OF_ATTENTION = ("legrad",)  # one more, of transformers only
 Targets = int | np.ndarray | Sequence | Callable | None
 
 
@@ -81,7 +82,7 @@ def explain(
             tensor float32 (n, K) of some images → (n,), row by row and in TensorFlow operations, such as
             ``lambda scores: scores[:, 1] - scores[:, 0]``, or what `networks.targets` has for dense outputs.
         method: one of `METHODS`; those of `networks.perturbing` need more passes, "eigencam" and "kpcacam" ask for no
-            class, "fullgrad" for no layer.
+            class, "fullgrad" for no layer. "legrad", for transformers only, reads all layers' attention.
         normalise: False returns the raw maps instead.
         smooth: the mean over six views of the image; see `networks.perturbing.over_views`.
         grid: rows and columns of tokens; None: as they were made, or a square. output: which of several, name or index.
@@ -159,14 +160,16 @@ def guided_gradcam(
 
 def _raw_maps(network, images, *, layers, targets, method, grid=None):
     """One array (N, h, w) or (N, T, h, w) per layer; the sizes of the network and of the images."""
-    if method not in METHODS:
-        raise ValueError(f"Unknown method; choose one of {METHODS}. Received: {method!r}")
+    if method not in METHODS + OF_ATTENTION:
+        raise ValueError(f"Unknown method; choose one of {METHODS + OF_ATTENTION}. Received: {method!r}")
     images, resized = _check_images(network, images)
     batch_size = max(1, BATCH_SIZE // len(layers))
 
     def compute(class_ids, score_function):
-        if method == "fullgrad":
-            step = functools.partial(fullgrad.saliency, network, score_function=score_function)
+        if method == "fullgrad" or method in OF_ATTENTION:
+            how = {"layer": layers[-1], "grid": grid} if method in OF_ATTENTION else {}
+            saliency = legrad.saliency if method in OF_ATTENTION else fullgrad.saliency
+            step = functools.partial(saliency, network, score_function=score_function, **how)
             return [np.concatenate([step(*batch) for batch in _batches(resized, class_ids, batch_size)])] * len(layers)
         step = passes.gradient_function(network, layers, method, grid, score_function=score_function)
         more = functools.partial(perturbing.raw_maps, method, network, layers, step, score_function)
@@ -241,6 +244,6 @@ def _batches(images, class_ids, batch_size):
 
 def _finish(network, layer, raw, *, method, size, given_size):
     """Raw maps (..., h, w) → heat maps of the given size; on the way they have the size the network works at."""
-    window = imaging.WHOLE if method == "fullgrad" else networks.window(network, layer, *size)
+    window = imaging.WHOLE if method in ("fullgrad", *OF_ATTENTION) else networks.window(network, layer, *size)
     heatmaps = heatmap.normalise_and_resize(raw.reshape(-1, *raw.shape[-2:]), *size, window=window)
     return imaging.resize(heatmaps, *given_size).reshape(*raw.shape[:-2], *given_size)

@@ -74,7 +74,7 @@ def test_choices_are_those_that_there_are():
     """They are written out, because what knows them needs TensorFlow."""
     assert set(recipe.BACKBONES) == set(networks.BACKBONES)
     assert list(explain.NETWORKS) == list(classifiers.NETWORKS)
-    assert set(explain.METHODS) == set(gradcam.METHODS)
+    assert set(explain.METHODS) == {*gradcam.METHODS, *gradcam.OF_ATTENTION}
 
 
 def test_a_wrong_choice_names_the_right_ones(capsys):

@@ -13,6 +13,7 @@ NETWORKS = (
 METHODS = (
     "gradcam", "gradcam++", "layercam", "hirescam", "xgradcam", "eigencam", "scorecam", "elementwise", "cam",
     "eigengradcam", "kpcacam", "shapleycam", "finercam", "sscam", "iscam", "ablationcam", "smoothgradcam++", "fullgrad",
+    "legrad",
 )
 COLORMAPS = ("turbo", "jet", "viridis", "inferno", "magma", "plasma", "cividis", "hot", "bone")
 OWN = ".keras"

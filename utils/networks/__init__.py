@@ -4,11 +4,11 @@
 networks of keras.applications; `torchvision_nets` has two that are missing there. `graph` walks through the layers of
 any Keras network, `spatial` tells which of them give maps and of what part of the image, `tokens` reads transformers,
 `scores` finds the scores. `angular` has the layer of ArcFace, `guided` the backward rule of guided backpropagation,
-`cams` the formulas of Grad-CAM's family, `passes` what is compiled for them, `perturbing` and `fullgrad` the methods of
-several passes, `ports` and `targets` what lets them explain one of several outputs, a sum or a region. `cells` takes an
-embedding as a sum over cells, `concepts` maps as sums of a few concepts, `discriminant` tells objects from their
-surroundings. `replicas` takes gradient steps on one device or many, `loop` runs them and keeps checkpoints. `files` and
-`model_folder` write what was trained.
+`cams` the formulas of Grad-CAM's family, `passes` what is compiled for them, `perturbing`, `fullgrad` and `legrad` the
+methods that need more, `ports` and `targets` what lets them explain one of several outputs, a sum or a region. `cells`
+takes an embedding as a sum over cells, `concepts` maps as sums of a few concepts, `discriminant` tells objects from
+their surroundings. `replicas` takes gradient steps on one device or many, `loop` runs them and keeps checkpoints.
+`files` and `model_folder` write what was trained.
 """
 
 # ruff: noqa: I001 - names side by side

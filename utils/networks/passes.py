@@ -139,6 +139,30 @@ def full_gradient_function(network, by_class):
 
 
 @kept
+def attention_function(network, by_class):
+    """images, class ids → the gradient of each layer's attention, one array (n, heads, T, T) or (n, T, T) per layer.
+
+    Attention is what a softmax gives over as many keys as queries. It is found in the compiled graph, whatever layer,
+    or code within a layer, computes it.
+    """
+    slot = networks.ScoreFunction()
+
+    def step(images, class_ids):
+        output, calls = networks.run_layer_by_layer(network, images)
+        found = [op.outputs[0] for op in output.graph.get_operations() if op.type == "Softmax"]
+        found = [x for x in found if x.shape.rank in (3, 4) and x.shape[-1] == x.shape[-2] and x.shape[-1]]
+        scores = tf.cast(networks.scores(network, output, calls), tf.float32)
+        score, scale = _scaled(_select(scores, class_ids, None if by_class else slot), calls)
+        slopes = tf.gradients(score, found, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [tf.cast(x, tf.float32) / scale for x in slopes]
+
+    function = compiled(step, *_images_and_ids(network))
+    if not function.structured_outputs:
+        raise ValueError(f"LeGrad needs a transformer. Received: {network.name!r}, which has no attention")
+    return function, slot
+
+
+@kept
 def masked_score_function(network, by_class):
     """image (H, W, 3), feature maps (h, w, C), class id, shares (P,), noise (P, H, W) → scores of the masked image.
 
