@@ -22,6 +22,20 @@ def test_links_lead_somewhere():
     assert {*SCRIPTS, *(DOCS / "examples").glob("*.yaml")} <= {(DOCS / link).resolve() for link in links}
 
 
+def test_each_cell_of_the_feature_table_leads_to_what_shows_it():
+    page = Path(__file__).with_name("benchmarks") / "features.md"
+    text = page.read_text("utf-8")
+    links = re.findall(r"\]\(([^)#]+)", text)
+    assert all(link.startswith("https://") or (page.parent / link).is_file() for link in links)
+    beside = text.split("| | here |")[1].split("\n\n")[0].splitlines()[2:]
+    for row in beside:
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        assert len(cells) == 7 and all(cells) and re.fullmatch(r"\[.+\]\(\.\..+\.py\)", cells[1]), row
+    tables = [part.split("\n\n")[0].splitlines()[2:] for part in text.split("shown in |")[1:]]
+    shown = [row.split("|")[-2] for table in tables for row in table]
+    assert len(beside) > 25 and len(shown) > 25 and all("](../" in cell for cell in shown)
+
+
 def test_the_header_of_a_static_space():
     """The hub reads it as YAML; the page has the name that the command above writes."""
     text = (DOCS / "hub.md").read_text("utf-8")
