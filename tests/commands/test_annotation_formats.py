@@ -1,4 +1,6 @@
-"""The formats for other tools, each read back: by pycocotools, a schema, and Ultralytics' rules about paths."""
+"""The formats for other tools, each read back: by pycocotools, supervision, Label Studio's own package, a schema, and
+Ultralytics' rules about paths.
+"""
 
 import json
 import os
@@ -119,6 +121,35 @@ def test_label_studio_reads_percent_and_scores(out):
             side = np.array([result["value"]["width"], result["value"]["height"]]) * size
             boxes.append([*low, *low + side])
         np.testing.assert_allclose(boxes, TRUTH[file.stem], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["yolo", "ultralytics", "voc"])
+def test_supervision_reads_the_boxes(out, kind):
+    datasets = pytest.importorskip("supervision", reason="supervision is not installed").DetectionDataset
+    if kind == "voc":
+        dataset = datasets.from_pascal_voc(str(out / annotate.IMAGES), str(out / "Annotations"))
+    else:
+        root, part = (out, "") if kind == "yolo" else (out / annotation_formats.ROOT, annotation_formats.SUBSET)
+        places = root / "images" / part, root / "labels" / part, root / "data.yaml"
+        dataset = datasets.from_yolo(*map(str, places))
+    assert sorted(dataset.classes) == ["green", "red"] and len(dataset) == 3
+    for path, _, found in dataset:
+        labels = {dataset.classes[class_id] for class_id in found.class_id}
+        assert labels == {"green" if Path(path).stem == "b" else "red"}
+        if Path(path).stem in TRUTH:
+            np.testing.assert_allclose(sorted(found.xyxy.tolist()), sorted(TRUTH[Path(path).stem]), atol=1e-3)
+
+
+def test_label_studio_itself_takes_the_predictions(out):
+    interface = pytest.importorskip("label_studio_sdk.label_interface", reason="label-studio-sdk is not installed")
+    labels = "".join(f'<Label value="{name}"/>' for name in ("green", "red"))
+    view = '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">{}'
+    checked = interface.LabelInterface(view.format(labels) + "</RectangleLabels></View>")
+    tasks = json.loads((out / annotation_formats.TASKS).read_text())
+    problems = [checked.validate_prediction(task["predictions"][0], return_errors=True) for task in tasks]
+    assert len(tasks) == 3 and not any(problems), problems
+    tasks[0]["predictions"][0]["result"][0]["value"]["width"] = 120  # percent
+    assert checked.validate_prediction(tasks[0]["predictions"][0], return_errors=True)
 
 
 def test_a_second_run_changes_nothing_and_force_starts_anew(out, tmp_path):
