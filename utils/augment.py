@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from utils import data, imaging
+from utils import data, imaging, store
 from utils.render import backgrounds as surroundings
 from utils.render import camera, hands
 
@@ -127,7 +127,7 @@ def views(
     """One random variation of each training image, uint8 (N, S, S, 3): as the network saw it."""
     how = {"backgrounds": backgrounds, "rng": np.random.default_rng(seed), "strength": strength, "robust": robust}
     masks = [None] * len(dataset.images) if dataset.masks is None else dataset.masks
-    return np.stack([augment(dataset.images[i], masks[i], **how).astype(np.uint8) for i in dataset.train])
+    return store.keep(augment(dataset.images[i], masks[i], **how).astype(np.uint8)[None] for i in dataset.train)
 
 
 def batches(
@@ -153,7 +153,8 @@ def batches(
     by_class = _parts_by_class(dataset, indices)
     none = dataset.class_names.index(data.NONE) if data.NONE in dataset.class_names else -1
     order = np.array([*range(len(by_class)), *(k for k in range(len(by_class)) if k != none)])  # each twice, none once
-    covered = np.zeros(len(dataset.labels)) if dataset.masks is None else dataset.masks.mean(axis=(1, 2))
+    masks = np.zeros((len(dataset.labels), 1, 1)) if dataset.masks is None else dataset.masks
+    covered = np.concatenate([part.mean(axis=(1, 2)) for part in store.parts(masks)])
     hideable = indices[(dataset.labels[indices] != none) & (covered[indices] > 0) & (covered[indices] < 1)]
 
     def draw(step):
@@ -190,6 +191,7 @@ def _parts_by_class(dataset, indices):
     sources, parts = dataset.known_sources, {}
     for i in indices:
         parts.setdefault((dataset.labels[i], sources[i]), []).append(i)
+    parts = {key: np.array(part) for key, part in parts.items()}
     return [[part for (label, _), part in parts.items() if label == k] for k in range(len(dataset.class_names))]
 
 

@@ -14,7 +14,6 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils import imaging
+from utils import imaging, store
 from utils.render import hands
 from utils.render.masks import foreground_masks, hand_mask
 
@@ -42,7 +41,7 @@ class Dataset:
     """N square images with labels, and which of them train and which test.
 
     Attributes:
-        images: uint8 RGB (N, S, S, 3).
+        images: uint8 RGB (N, S, S, 3): an array, or of many images a `store.Stored`, indexed alike; masks, too.
         labels: int (N,), index into ``class_names``.
         class_names: tuple of K names.
         masks: bool (N, S, S), True on the object, or None where masks are unknown.
@@ -72,8 +71,10 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of images and labels: tells whether a model has seen exactly these data."""
-        labels = np.ascontiguousarray(self.labels, np.int64)
-        return hashlib.sha256(np.ascontiguousarray(self.images).tobytes() + labels.tobytes()).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for part in (*store.parts(self.images), self.labels.astype(np.int64)):
+            digest.update(np.ascontiguousarray(part))
+        return digest.hexdigest()[:16]
 
 
 def folds(labels: np.ndarray, n_folds: int = 5) -> np.ndarray:
@@ -142,15 +143,21 @@ def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_f
             return str(error).removeprefix(f"Cannot read {imaging.printable(path)}: ").rstrip(".")
         mask = find_mask(path, image)
         # Shrunk at once: memory never holds more full photos than there are threads.
-        small_mask = None if mask is None else imaging.resize(mask[None], image_size, image_size)[0]
-        return imaging.resize(image[None], image_size, image_size)[0], small_mask
+        return [x if x is None else imaging.resize(x[None], image_size, image_size) for x in (image, mask)]
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count())) as pool:  # decoding frees Python's lock
+    names, kept, skipped = [path.relative_to(folder).as_posix() for path in paths], [], []
+    images, masks = store.Rows(), store.Rows()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in read_image
-        results = list(tqdm(pool.map(read, paths), "reading", len(paths), leave=False, delay=2, disable=None))
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    skipped = tuple(f"{name}: {r}" for name, r in zip(names, results, strict=True) if isinstance(r, str))
-    kept = [i for i, result in enumerate(results) if not isinstance(result, str)]
+        results = store.ahead(read, paths)  # decoding frees Python's lock
+        for i, result in enumerate(tqdm(results, "reading", len(paths), leave=False, delay=2, disable=None)):
+            if isinstance(result, str):
+                skipped.append(f"{names[i]}: {result}")
+                continue
+            kept.append(i)
+            images.add(result[0])
+            if has_masks := result[1] is not None:
+                masks.add(result[1])
     labels = np.repeat(np.arange(len(photos)), [len(files) for files in photos.values()])[kept]
     for label, name in enumerate(photos):
         if label not in labels:  # train/cat, test/good: or is it the folder above the classes?
@@ -161,11 +168,11 @@ def _load(folder: Path, photos: dict, find_mask: Callable, *, image_size, test_f
     if skipped:
         more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         warnings.warn(f"Skipped {len(skipped)} unreadable images: {'; '.join(skipped[:5])}{more}.", stacklevel=3)
-    images, masks = zip(*(results[i] for i in kept), strict=True)
-    masks = None if masks[0] is None else np.stack(masks)
+    masks = masks.done() if has_masks else None
     train, test = split(labels, test_fraction=test_fraction, seed=seed)
     names = tuple(names[i] for i in kept)
-    return Dataset(np.stack(images), labels, tuple(photos), masks, train=train, test=test, names=names, skipped=skipped)
+    how = {"train": train, "test": test, "names": names, "skipped": tuple(skipped)}
+    return Dataset(images.done(), labels, tuple(photos), masks, **how)
 
 
 def _list_photos(folder: Path, left_out: list[Path] | None = None) -> dict[str, list[Path]]:
@@ -361,10 +368,10 @@ def join(*datasets: Dataset) -> Dataset:
     starts = np.cumsum([0] + [len(d.images) for d in datasets])
     first = np.cumsum([0] + [d.known_sources.max(initial=0) + 1 for d in datasets])
     return Dataset(
-        images=np.concatenate([d.images for d in datasets]),
+        images=store.join([d.images for d in datasets]),
         labels=np.concatenate([np.array([names.index(name) for name in d.class_names])[d.labels] for d in datasets]),
         class_names=names,
-        masks=None if any(d.masks is None for d in datasets) else np.concatenate([d.masks for d in datasets]),
+        masks=None if any(d.masks is None for d in datasets) else store.join([d.masks for d in datasets]),
         train=np.concatenate([d.train + start for d, start in zip(datasets, starts, strict=False)]),
         test=np.concatenate([d.test + start for d, start in zip(datasets, starts, strict=False)]),
         names=tuple(name for d in datasets for name in d.names),

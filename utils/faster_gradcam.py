@@ -26,14 +26,13 @@ takes their place, and a discriminant over several layers that of the detail lay
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from sklearn.cluster import KMeans
 
-from utils import gradcam, heatmap, hub, imaging, networks, repro
+from utils import gradcam, heatmap, hub, imaging, networks, repro, store
 from utils.data import NONE
 from utils.networks import angular, model_folder
+from utils.networks.clusters import Clusters, unit
 from utils.networks.discriminant import Discriminant, contrasts, weigh
 from utils.repro import keras
 from utils.runtime import Explanation
@@ -41,21 +40,6 @@ from utils.runtime import Explanation
 FORMAT = 1
 WEIGHTINGS = ("all", "positive", "contrast")
 WEIGHTS_FILE, NETWORK_FILE, CLUSTERS_FILE = "network.weights.h5", "network.keras", "faster_gradcam.npz"
-
-
-@dataclass(frozen=True, eq=False)
-class Clusters:
-    """The M clusters of the embedding space.
-
-    Attributes:
-        centroids: float32 (M, D), mean of the unit embeddings of each cluster.
-        classes: int (M,), the class each cluster belongs to.
-        mean_weights: float32 (M, C), mean of the harvested channel weights of each cluster.
-    """
-
-    centroids: np.ndarray
-    classes: np.ndarray
-    mean_weights: np.ndarray
 
 
 class FasterGradCAM:
@@ -105,7 +89,7 @@ class FasterGradCAM:
         Args:
             network: images → cosine scores, as `arcface.train` returns it; or any network images → embedding (N, D):
                 then a class's prototype is the mean unit embedding of its images.
-            images: uint8 (N, H, W, 3) that the network was trained on; resized to its size.
+            images: uint8 (N, H, W, 3), or a `store.Stored`, that the network was trained on; resized to its size.
             labels: int (N,), each class with at least one image.
             class_names: names of the K classes; "class_0", ... if None. One named "none" gets no cluster.
             layer, detail_layer: layers of the maps A (None: `networks.default_layer`) and B (None: no details).
@@ -126,12 +110,13 @@ class FasterGradCAM:
         none = np.array(class_names)[labels] == NONE  # *none* has no map
         if backgrounds is None and none.any():
             backgrounds = images[none]
-        images = imaging.resize(images, *network.inputs[0].shape[1:3])
+        images = _resized(images, *network.inputs[0].shape[1:3])
         classifier = _classifier(network, images, labels, class_names)
         head, images, labels = classifier.layers[-1], images[~none], labels[~none]
 
         harvest = _harvest(classifier, images, labels, layer=layers[0], progress=progress)
-        clusters = _cluster_by_class(harvest, labels, n_clusters=n_clusters, seed=seed)
+        found = np.asarray(harvest.embeddings), harvest.channel_weights, labels
+        clusters = Clusters.fit(*found, n_clusters=n_clusters, seed=seed)
         contrast = dict.fromkeys(layers)
         if backgrounds is not None or weighting == "contrast" or detail_layer:
             contrast = contrasts(classifier, layers[: 1 + bool(detail_layer)], images, backgrounds)
@@ -147,7 +132,7 @@ class FasterGradCAM:
         }
         model = cls(
             _features(classifier, layers, head.input, name=network.name), class_names, clusters=clusters,
-            prototypes=_unit(head.kernel.numpy(), axis=0), contrast=contrast[layers[0]], detail_weights=detail_weights,
+            prototypes=unit(head.kernel.numpy(), axis=0), contrast=contrast[layers[0]], detail_weights=detail_weights,
             meta=meta,
         )
         if object_layers:
@@ -202,7 +187,7 @@ class FasterGradCAM:
         height, width = images.shape[1:3]
         resized = imaging.resize(images, *self.input_size)
         maps, embeddings, *finer = networks.forward(self.network, resized, batch_size=batch_size)
-        embeddings = _unit(embeddings)
+        embeddings = unit(embeddings)
         scores, labels, clusters = self._find(embeddings)
         heatmaps = imaging.resize(self.heat_maps(clusters, maps, *finer), height, width)
         return Explanation(
@@ -250,7 +235,7 @@ class FasterGradCAM:
         """Of images of the network's size, a batch at a time, all layers' maps and the heat of the coarse one."""
         for i in range(0, len(images), gradcam.BATCH_SIZE):
             maps, embeddings, *finer = networks.forward(self.network, images[i : i + gradcam.BATCH_SIZE])
-            yield [maps, *finer], self._coarse(self._find(_unit(embeddings))[2], maps)
+            yield [maps, *finer], self._coarse(self._find(unit(embeddings))[2], maps)
 
     def classifier(self) -> keras.Model:
         """images → cosine scores (N, K): what exact Grad-CAM differentiates, with this explainer's prototypes."""
@@ -392,7 +377,7 @@ def _classifier(network, images, labels, class_names):
                 "Expected a network that ends in ArcFace or in an embedding. "
                 f"Received: {network.name!r}, which ends in a softmax or sigmoid; pass the model up to there"
             )
-        embeddings = _unit(networks.forward(network, images))
+        embeddings = unit(networks.forward(network, images))
         means = [embeddings[labels == k].mean(axis=0) for k in range(n_classes)]
         return angular.with_prototypes(network, np.stack(means, axis=1))
     if network.layers[-1].n_classes != n_classes:
@@ -406,29 +391,16 @@ def _harvest(classifier, images, labels, *, layer, progress=lambda entry: None):
     return gradcam.harvest(classifier, batches, layer=layer, progress=progress)
 
 
-def _cluster_by_class(harvest, labels, *, n_clusters, seed):
-    """`Clusters` of the unit embeddings of each class, by k-means; none is empty."""
-    embeddings, centroids, classes, mean_weights = _unit(harvest.embeddings), [], [], []
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        n_distinct = len(np.unique(embeddings[own].round(6), axis=0))
-        kmeans = KMeans(min(n_clusters, n_distinct), n_init=10, random_state=seed).fit(embeddings[own])
-        for k in np.unique(kmeans.labels_):
-            members = own[kmeans.labels_ == k]
-            centroids.append(embeddings[members].mean(axis=0))
-            classes.append(label)
-            mean_weights.append(harvest.channel_weights[members].mean(axis=0))
-    return Clusters(np.stack(centroids), np.array(classes), np.stack(mean_weights))
+def _resized(images, height, width):
+    if images.shape[1:3] == (height, width):
+        return images
+    return store.keep(imaging.resize(part, height, width) for part in store.parts(images))
 
 
 def _features(classifier, layers, embedding, *, name):
     """The network images → [maps of the first layer, embedding, maps of the finer ones]."""
     first, *finer = (networks.get_layer(classifier, layer).output for layer in layers)
     return networks.wrap(classifier.inputs[0], [first, embedding, *finer], like=classifier, name=name)
-
-
-def _unit(vectors, axis=-1):
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=axis, keepdims=True), 1e-6)
 
 
 def _is_ours(meta):

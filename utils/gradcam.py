@@ -8,13 +8,15 @@ the logit where it ends in a softmax or sigmoid (see `networks.scores`). No netw
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from utils import heatmap, imaging, networks
 from utils.networks import cams, fullgrad, legrad, passes, perturbing
+from utils.networks.harvesting import Harvest as Harvest
+from utils.networks.harvesting import check_targets
+from utils.networks.harvesting import harvest as harvest
 from utils.networks.passes import BEST
 from utils.networks.perturbing import BATCH_SIZE
 from utils.repro import keras, tf
@@ -22,46 +24,6 @@ from utils.repro import keras, tf
 METHODS = (*cams.RAW_MAPS, *perturbing.METHODS, "fullgrad")
 OF_ATTENTION = ("legrad",)  # one more, of transformers only
 Targets = int | np.ndarray | Sequence | Callable | None
-
-
-class Harvest(NamedTuple):
-    """Of N images: channel_weights float32 (N, C), embeddings float32 (N, D), scores float32 (N, K)."""
-
-    channel_weights: np.ndarray
-    embeddings: np.ndarray
-    scores: np.ndarray
-
-
-def harvest(
-    network: keras.Model, batches: Iterable, *, layer: str | None = None,
-    progress: Callable[[dict], None] = lambda entry: None,
-) -> Harvest:
-    """Channel weights of the class score, image by image, streamed: memory holds one batch and the results.
-
-    Args:
-        network: images → scores (N, K); it is not changed.
-        batches: of images (n, H, W, 3), any n, as the network takes them, and labels int (n,) to differentiate.
-        layer: name of the layer that gives the feature maps; None: `networks.default_layer`.
-        progress: called after each batch with {"done": number of images so far, "total": None}.
-
-    Returns:
-        Harvest. Its embeddings are what the network's last layer receives, not normalised.
-    """
-    step = passes.gradient_function(network, (layer or networks.default_layer(network),), "gradcam", None)
-    shape, parts, done = (None, *network.inputs[0].shape[1:]), [], 0
-    for images, labels in batches:
-        if not len(images) or not tf.TensorShape(shape).is_compatible_with(np.shape(images)):
-            raise ValueError(f"The network takes images of shape {shape}, at least one. Received: {np.shape(images)}")
-        labels = _check_targets(labels, len(images), network, several=False)
-        result = step(tf.cast(images, tf.float32), tf.constant(labels))
-        parts.append([result[name].numpy() for name in Harvest._fields])
-        if not all(np.isfinite(array).all() for array in parts[-1]):
-            raise ValueError("NaN or infinity in the weights or feature maps of the network: nothing to harvest.")
-        done += len(images)
-        progress({"done": done, "total": None})
-    if not parts:
-        raise ValueError("Expected at least one batch of images. Received: an empty iterable")
-    return Harvest(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def explain(
@@ -212,29 +174,10 @@ def _for_each_target(network, targets, n_images, compute):
     best = np.full(n_images, BEST, np.int32)
     if targets is None or callable(targets):
         return compute(best, targets)
-    targets = _check_targets(targets, n_images, network)
+    targets = check_targets(targets, n_images, network)
     if targets.ndim == 1:
         return compute(targets, None)
     return [np.stack(arrays, axis=1) for arrays in zip(*(compute(ids, None) for ids in targets.T), strict=True)]
-
-
-def _check_targets(targets, n_images, network, several=True):
-    try:
-        targets = np.asarray(targets)
-    except ValueError:
-        raise ValueError(f"Expected the same number of class ids for every image. Received: {targets!r}") from None
-    is_table = several and targets.ndim == 2 and len(targets) == n_images
-    fits = targets.shape in ((), (n_images,)) or is_table
-    if not np.issubdtype(targets.dtype, np.integer) or not fits or not targets.size:
-        table = ", or (N, T)" if several else ""
-        raise ValueError(
-            f"Expected one class id, or one for each of the {n_images} images{table}, as integers. "
-            f"Received: shape {targets.shape}, dtype {targets.dtype}"
-        )
-    n_classes = network.outputs[0].shape[-1]
-    if targets.min() < 0 or targets.max() >= n_classes:
-        raise ValueError(f"Class ids must lie in 0..{n_classes - 1}. Received: {targets.min()}..{targets.max()}")
-    return (targets if targets.ndim else np.full(n_images, targets)).astype(np.int32)
 
 
 def _batches(images, class_ids, batch_size):

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from utils.store import Stored
+
 # Suffixes treated as images. Files that Pillow cannot read are reported, never silently dropped.
 IMAGE_SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm",
@@ -193,7 +195,7 @@ def check_images(images: np.ndarray) -> np.ndarray:
         ValueError: anything else; the sentence says what was received and what is expected.
     """
     try:
-        images = np.asarray(images)
+        images = images if isinstance(images, Stored) else np.asarray(images)
     except ValueError:
         raise ValueError(f"Received images of different shapes, {EXPECTED}: resize them first.") from None
     if images.dtype == np.uint8 and images.ndim in (3, 4) and images.shape[-1] == 3 and images.size:

@@ -18,9 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options) -> int:
-    import numpy as np
-
-    from utils import export
+    from utils import export, store
     from utils.commands import training
     from utils.faster_gradcam import FasterGradCAM
 
@@ -32,7 +30,7 @@ def main(options) -> int:
         datasets = [training.load_source(source, recipe) for source in sources]  # before anything is written
     else:
         datasets = training.find_sources(faster, options.folder)
-    images = np.concatenate([dataset.images[dataset.train] for dataset in datasets])
+    images = store.join([dataset.images[dataset.train] for dataset in datasets])
     print("converting ...", flush=True)
     file = export.export_float(faster, options.folder / runtime.FLOAT_FILE)
     print(f"{file}  {file.stat().st_size / 1e6:.1f} MB", flush=True)

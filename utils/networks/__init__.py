@@ -7,8 +7,8 @@ any Keras network, `spatial` tells which of them give maps and of what part of t
 `cams` the formulas of Grad-CAM's family, `passes` what is compiled for them, `perturbing`, `fullgrad` and `legrad` the
 methods that need more, `ports` and `targets` what lets them explain one of several outputs, a sum or a region. `cells`
 takes an embedding as a sum over cells, `concepts` maps as sums of a few concepts, `discriminant` tells objects from
-their surroundings. `replicas` takes gradient steps on one device or many, `loop` runs them and keeps checkpoints.
-`files` and `model_folder` write what was trained.
+their surroundings, `harvesting` gathers channel weights, `clusters` groups them. `replicas` takes gradient steps on a
+device or many, `loop` runs them and keeps checkpoints. `files` and `model_folder` write what was trained.
 """
 
 # ruff: noqa: I001 - names side by side

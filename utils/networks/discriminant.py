@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import imaging
-from utils.networks.graph import forward
+from utils import imaging, store
+from utils.networks.graph import in_batches
 from utils.networks.spatial import get_layer
 from utils.repro import keras
 
@@ -100,7 +100,7 @@ def contrasts(
     backgrounds = imaging.resize(imaging.check_images(backgrounds), *images.shape[1:3])
     pooled = [keras.layers.GlobalAveragePooling2D()(output) for output in maps.values()]
     pooling = keras.Model(network.inputs[0], keras.ops.concatenate(pooled, axis=-1))
-    means = [forward(pooling, shown) for shown in (images, backgrounds)]
+    means = [store.keep(in_batches(pooling, shown)) for shown in (images, backgrounds)]
     contrast = _contrast(means[0].mean(axis=0) - means[1].mean(axis=0), means[0].var(axis=0) + means[1].var(axis=0))
     return dict(zip(layers, np.split(contrast, [pooled[0].shape[-1]]), strict=False))
 
@@ -136,7 +136,7 @@ def _to_the_rim(network, images):
         moments += [keras.ops.einsum("nhwc,hw->nc", maps**power, share) for power in (1, 2)]
     inside, inside_squares, at_rim, rim_squares = (
         moment.mean(axis=0, dtype=np.float64)
-        for moment in forward(keras.Model(network.inputs[0], moments), images)
+        for moment in store.keep_each(in_batches(keras.Model(network.inputs[0], moments), images))
     )
     return _contrast(inside - at_rim, inside_squares - inside**2 + rim_squares - at_rim**2)
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -191,8 +191,13 @@ def _compiled(model, _):
 
 def forward(model: keras.Model, images: np.ndarray, *, batch_size: int = 128):
     """Run a model, compiled once, on images (N, ...) in batches: its output, or list of outputs, as NumPy arrays."""
-    run = compiled(model)
-    parts = [run(tf.cast(images[i : i + batch_size], tf.float32)) for i in range(0, len(images), batch_size)]
+    parts = list(in_batches(model, images, batch_size=batch_size))
     if isinstance(parts[0], list):
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
     return np.concatenate(parts)
+
+
+def in_batches(model: keras.Model, images: np.ndarray, *, batch_size: int = 128) -> Iterator:
+    """What `forward` puts together, batch by batch: tensors, or lists of tensors."""
+    run = compiled(model)
+    return (run(tf.cast(images[i : i + batch_size], tf.float32)) for i in range(0, len(images), batch_size))

@@ -6,12 +6,11 @@ object.
 
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 
-from utils import imaging
+from utils import imaging, store
 
 COLOUR_BINS = (8, 32, 32)  # of CIELAB
 
@@ -85,8 +84,9 @@ def foreground_masks(images: np.ndarray) -> np.ndarray:
     Args:
         images: uint8 RGB (N, H, W, 3).
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        masks = np.stack(list(pool.map(foreground_mask, images)))
-    area = masks.mean(axis=(1, 2))
-    masks[(area < 0.03) | (area > 0.75)] = True
-    return masks
+
+    def guess(image):
+        mask = foreground_mask(image)
+        return (mask if 0.03 <= mask.mean() <= 0.75 else np.ones_like(mask))[None]
+
+    return store.keep(store.ahead(guess, images, os.cpu_count()))
