@@ -4,8 +4,8 @@
     python tests/benchmarks/memory.py --photos 24
     python tests/benchmarks/memory.py --many 10000 50000 --folder made     # training of 200 steps, harvest and fit
 
-The photos are made in a temporary folder, many small ones in one that is kept; `train` starts from ImageNet weights where $IMAGENET_WEIGHTS names their
-folder, else from scratch, where it trains all layers. Each command is a process of its own; its peak is the one that
+The photos are made in a temporary folder, many small ones in one that is kept. `train` starts from ImageNet weights
+where $IMAGENET_WEIGHTS names their folder, else from scratch, where it trains all layers. Each command is a process of its own; its peak is the one that
 the system kept for it.
 """
 
@@ -50,11 +50,11 @@ def make_many(folder, n_images):
         image, mask = (np.roll(values[which], shift, (0, 1)) for values in rendered)
         image = np.clip(image + rng.integers(-20, 21, 3), 0, 255).astype(np.uint8)
         imaging.write_image(folder / names[which] / f"{i:06d}.jpg", image)
-        imaging.write_image(folder / "masks" / names[which] / f"{i:06d}.png", np.where(mask, np.uint8(255), np.uint8(0)))
+        imaging.write_image(folder / "masks" / names[which] / f"{i:06d}.png", 255 * mask.astype(np.uint8))
 
 
 def measure_many(numbers, folder, recipe):
-    """A training of each number of images; returns those that failed, need more than `LIMIT`, or more than the first."""
+    """A training of each number of images; returns those that failed, take more than `LIMIT`, or than the first."""
     print("| images | peak, GB | seconds |\n|---:|---:|---:|")
     failed, least = [], None
     for number in numbers:
