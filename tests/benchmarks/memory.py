@@ -5,8 +5,8 @@
     python tests/benchmarks/memory.py --many 10000 50000 --folder made     # training of 200 steps, harvest and fit
 
 The photos are made in a temporary folder, many small ones in one that is kept. `train` starts from ImageNet weights
-where $IMAGENET_WEIGHTS names their folder, else from scratch, where it trains all layers. Each command is a process of its own; its peak is the one that
-the system kept for it.
+where $IMAGENET_WEIGHTS names their folder, else from scratch, where it trains all layers. Each command is a process of
+its own; its peak is the one that the system kept for it.
 """
 
 import argparse

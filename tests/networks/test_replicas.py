@@ -45,6 +45,28 @@ np.savez(out, *trainer.get_weights(), loss=loss)
 """
 
 
+FIT = """
+import json, sys
+import numpy as np
+from utils import arcface, data, networks
+from utils.faster_gradcam import FasterGradCAM
+from utils.networks import graph, replicas
+
+out, replicas.PORT, details = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+with replicas.strategy().scope():
+    network = networks.embedding_network(networks.Spec("small_resnet", image_size=48, embedding_size=4))
+    dataset = data.load_janken("synthetic", image_size=48, n_images=75)
+    lengths = [part.shape[0] for part in graph.in_batches(network, dataset.images, batch_size=16)]
+    fitted = FasterGradCAM.fit(network, dataset.images, dataset.labels, n_clusters=2, weighting="contrast", **details)
+    accuracy = arcface.accuracy(fitted.classifier(), dataset.images, dataset.labels)
+more = [fitted.detail_weights] if details.get("detail_layer") else fitted.discriminant.weights
+arrays = fitted.clusters.centroids, fitted.channel_weights, fitted.prototypes, accuracy, *more, *network.get_weights()
+np.savez(out, *arrays, lengths=lengths)
+replicas.wait_for_all()
+"""
+FINER = networks.BACKBONES["small_resnet"].finer_layers
+
+
 def ports(n):
     """Ports of this machine that are free."""
     sockets = [socket.socket() for _ in range(n)]
@@ -56,13 +78,22 @@ def ports(n):
     return numbers
 
 
-def start(n_workers, *words):
+def slurm(n_workers, index):
+    """What a step of SLURM finds in its environment, all tasks on this machine."""
+    return {
+        "SLURM_STEP_NUM_TASKS": str(n_workers), "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": str(index),
+        "SLURM_STEP_TASKS_PER_NODE": str(n_workers), "SLURMD_NODENAME": "localhost", "SLURM_LOCALID": str(index),
+    }
+
+
+def start(n_workers, *words, by_slurm=False):
     """Processes that work together, each a function of its number: words of the command line."""
     hosts = [f"127.0.0.1:{port}" for port in ports(n_workers)]
     found = []
     for index in range(n_workers):
         config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-        environment = os.environ | ({"TF_CONFIG": json.dumps(config)} if n_workers > 1 else {})
+        told = slurm(n_workers, index) if by_slurm else {"TF_CONFIG": json.dumps(config)}
+        environment = os.environ | (told if n_workers > 1 else {})
         command = [sys.executable, *(str(word(index)) if callable(word) else str(word) for word in words)]
         found.append(subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -118,6 +149,22 @@ def test_a_worker_that_is_killed_ends_the_other_with_one_sentence(tmp_path):
     assert first.returncode == 2 and time.time() - begin < 30
     assert error.splitlines()[-1].startswith("error: Another worker is lost"), error
     assert "Traceback" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("details", [{"detail_layer": FINER[0]}, {"object_layers": FINER}], ids=["layer", "objects"])
+def test_two_workers_share_a_harvest_and_an_evaluation(details, tmp_path):
+    """As SLURM starts them; both know all, bit for bit what one process finds."""
+    words = "-c", FIT, lambda i: tmp_path / f"{i}.npz"
+    finish(start(2, *words, ports(1)[0], json.dumps(details), by_slurm=True))
+    finish(start(1, "-c", FIT, tmp_path / "one.npz", 0, json.dumps(details)))
+    lengths, *one = weights(tmp_path / "one.npz")
+    assert lengths.tolist() == [16, 16, 16, 16, 11]
+    for name in "01":
+        lengths, *shared = weights(tmp_path / f"{name}.npz")
+        assert lengths.tolist() == [32, 32, 11]
+        for a, b in zip(one, shared, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 CAUGHT = """

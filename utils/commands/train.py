@@ -60,7 +60,10 @@ def _train(options, checkpoint) -> int:
     trained, faster = training.train_model(
         untrained, dataset, recipe, progress=_print_progress, checkpoint=checkpoint
     )
-    if not faster:  # the chief writes
+    test = dataset.images[dataset.test], dataset.labels[dataset.test]
+    with replicas.strategy().scope():
+        accuracy = arcface.accuracy(trained.network, *test) if len(dataset.test) else None
+    if not replicas.is_chief():  # the chief writes
         return 0
     if trained.interrupted:
         kept = f"the best weights so far (step {trained.best_step})" if trained.best_step else "the last weights"
@@ -68,8 +71,7 @@ def _train(options, checkpoint) -> int:
     info = {"best_step": trained.best_step, "interrupted": trained.interrupted}
     info = {"training": recipe.stored() | info, "data_fingerprint": dataset.fingerprint}
     info[training.FINGERPRINTS] = [source.fingerprint for source in sources]
-    if len(dataset.test):
-        accuracy = arcface.accuracy(trained.network, dataset.images[dataset.test], dataset.labels[dataset.test])
+    if accuracy is not None:
         info["test_accuracy"] = round(accuracy, 4)
         print(f"test accuracy (no label, no margin): {accuracy:.4f} on {len(dataset.test)} images")
     faster.save(options.out, **info)

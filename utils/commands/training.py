@@ -130,8 +130,8 @@ def _finer_layers(recipe):
 def train_model(
     untrained: tuple[keras.Model, dict], dataset: data.Dataset, recipe: Recipe, *, checkpoint: Path | None = None,
     progress: Callable[[dict], None] = lambda entry: None,
-) -> tuple[arcface.Training, FasterGradCAM | None]:
-    """Train what `build_network` built on the dataset's training part; then the chief fits clusters to what it saw.
+) -> tuple[arcface.Training, FasterGradCAM]:
+    """Train what `build_network` built on the dataset's training part; then fit clusters to what it saw.
 
     Objects are learnt from the photos as they are: what lies at their rim takes the place of rendered backgrounds.
     """
@@ -148,15 +148,14 @@ def train_model(
             progress=progress, robust=recipe.robust, average=recipe.average, keep=recipe.keep,
             checkpoint=checkpoint, prototypes=earlier.prototypes if known else None, **settings,
         )
-    if not replicas.is_chief():
-        return training, None
     if "object_layers" in layers:
         seen = {"images": dataset.images[dataset.train]}
     else:
         images = augment.views(dataset, backgrounds=backgrounds, robust=recipe.robust, **how)
         seen = {"images": images, "backgrounds": backgrounds}
-    faster = FasterGradCAM.fit(
-        training.network, labels=dataset.labels[dataset.train], class_names=dataset.class_names, seed=recipe.seed,
-        n_clusters=recipe.clusters, top_channels=recipe.top_channels, weighting=recipe.weighting, **layers, **seen,
-    )
+    with replicas.strategy().scope():
+        faster = FasterGradCAM.fit(
+            training.network, labels=dataset.labels[dataset.train], class_names=dataset.class_names, seed=recipe.seed,
+            n_clusters=recipe.clusters, top_channels=recipe.top_channels, weighting=recipe.weighting, **layers, **seen,
+        )
     return training, faster

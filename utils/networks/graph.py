@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.networks import replicas
 from utils.repro import keras, tf
 
 
@@ -198,6 +199,6 @@ def forward(model: keras.Model, images: np.ndarray, *, batch_size: int = 128):
 
 
 def in_batches(model: keras.Model, images: np.ndarray, *, batch_size: int = 128) -> Iterator:
-    """What `forward` puts together, batch by batch: tensors, or lists of tensors."""
-    run = compiled(model)
-    return (run(tf.cast(images[i : i + batch_size], tf.float32)) for i in range(0, len(images), batch_size))
+    """What `forward` puts together, batch by batch: tensors, or lists of them. Several machines share the batches."""
+    run, starts = compiled(model), range(0, len(images), batch_size)
+    return replicas.in_shares(lambda i: run(tf.cast(images[i : i + batch_size], tf.float32)), starts)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import store
-from utils.networks import passes
+from utils.networks import passes, replicas
 from utils.networks.spatial import default_layer
 from utils.repro import keras, tf
 
@@ -41,10 +41,12 @@ def harvest(
 
 
 def _harvested(network, batches, layer, *, progress):
-    """The three arrays of a `Harvest` for each batch."""
+    """The three arrays of a `Harvest` for each batch; several machines share the batches."""
     step = passes.gradient_function(network, (layer,), "gradcam", None)
     shape, done = (None, *network.inputs[0].shape[1:]), 0
-    for images, labels in batches:
+
+    def of_batch(batch):
+        images, labels = batch
         if not len(images) or not tf.TensorShape(shape).is_compatible_with(np.shape(images)):
             raise ValueError(f"The network takes images of shape {shape}, at least one. Received: {np.shape(images)}")
         labels = check_targets(labels, len(images), network, several=False)
@@ -52,7 +54,10 @@ def _harvested(network, batches, layer, *, progress):
         arrays = [result[name].numpy() for name in Harvest._fields]
         if not all(np.isfinite(array).all() for array in arrays):
             raise ValueError("NaN or infinity in the weights or feature maps of the network: nothing to harvest.")
-        done += len(images)
+        return arrays
+
+    for arrays in replicas.in_shares(of_batch, batches):
+        done += len(arrays[0])
         progress({"done": done, "total": None})
         yield arrays
 

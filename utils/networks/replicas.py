@@ -1,20 +1,25 @@
 """One gradient step on one device, on all GPUs of a machine, or on several machines: data-parallel, synchronous.
 
+What takes no step but looks at all images, evaluation and harvest, is shared by the machines as well: see `in_shares`.
+
 Each replica sees its share of the same batch. Losses are divided by the size of the whole batch and gradients summed:
 a step does not depend on the number of replicas, but for rounding. Keras' own ``fit`` and ``train_on_batch`` cannot run
 on several machines, so there the step is a function in ``strategy.run``, with the Keras optimizer inside.
 """
 
 import functools
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
 from utils.repro import keras, tf
 
+PORT, MOST_TASKS = 29500, 1 << 10  # of the first task on a machine, and how many a machine may have, with SLURM
+SLURM = "_STEP_NUM_TASKS", "D_NODENAME", "_LOCALID"  # what SLURM tells of a step: tasks, this machine, the task on it
 LOST = (
     tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError, tf.errors.DeadlineExceededError,
     tf.errors.CancelledError,
@@ -22,22 +27,25 @@ LOST = (
 
 
 def strategy() -> tf.distribute.Strategy:
-    """What suits this machine: several machines where ``TF_CONFIG`` names them, all GPUs where there are some, or none.
+    """What suits this machine: several machines where ``TF_CONFIG`` or SLURM names them, all GPUs, or one device.
 
     To be called before anything else of TensorFlow. A network is built and trained in its ``scope()``; what only one
     process does stays outside, because each new variable in there is a message to the others.
 
     Raises:
-        ValueError: ``TF_CONFIG`` does not tell the workers and which one this is.
+        ValueError: ``TF_CONFIG``, or SLURM's variables, do not tell the workers and which one this is.
     """
-    return _strategy(os.environ.get("TF_CONFIG"))
+    slurm = tuple(os.environ.get(f"SLURM{name}", "") for name in SLURM)
+    return _strategy(os.environ.get("TF_CONFIG"), slurm)
 
 
 @functools.cache
-def _strategy(config):
+def _strategy(config, slurm):
     if config:
         _check_config(config)
         return tf.distribute.MultiWorkerMirroredStrategy()
+    if slurm[0] not in ("", "1"):
+        return tf.distribute.MultiWorkerMirroredStrategy(_slurm_cluster(*slurm))
     n_gpus = len(tf.config.list_physical_devices("GPU"))
     return tf.distribute.MirroredStrategy() if n_gpus > 1 else tf.distribute.get_strategy()
 
@@ -55,6 +63,21 @@ def _check_config(text):
         'TF_CONFIG must be as {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}. '
         f"Received: {text}"
     )
+
+
+def _slurm_cluster(_, host, number):
+    """All tasks of this SLURM step, each at a port of its own, and which of them this is."""
+    try:
+        # The GPUs are those that SLURM gives a task: here nothing is counted or hidden.
+        found = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=PORT, gpus_per_node=MOST_TASKS, gpus_per_task=1, auto_set_gpu=False
+        )
+        cluster = found.cluster_spec()
+        # It sorts hosts by name, n10 before n2; SLURM's own number of a task does not.
+        index = cluster.job_tasks("worker").index(f"{host}:{PORT + int(number)}")
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"SLURM does not tell the workers and which one this is: {error}") from None
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, task_type="worker", task_id=index)
 
 
 def is_chief() -> bool:
@@ -75,7 +98,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except LOST as error:
-        if not os.environ.get("TF_CONFIG"):
+        if not is_several(strategy()):
             raise
         raise OSError(
             f"Another worker is lost ({type(error).__name__}); start all of them again with --resume."
@@ -95,7 +118,7 @@ def stepper(trainer: keras.Model, optimizer: keras.Optimizer) -> Callable[[np.nd
     """
     optimizer.build(trainer.trainable_variables)  # else the first step creates them, and everything is traced twice
     chosen = tf.distribute.get_strategy()
-    if chosen.num_replicas_in_sync == 1 and not isinstance(chosen, tf.distribute.MultiWorkerMirroredStrategy):
+    if chosen.num_replicas_in_sync == 1 and not is_several(chosen):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         # On a CPU, XLA compiles longer than the whole training takes.
         trainer.compile(optimizer, loss, jit_compile=False)
@@ -147,6 +170,72 @@ def synchronised(network: keras.Model) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.synchronized = value
+
+
+def is_several(chosen: tf.distribute.Strategy) -> bool:
+    """Whether a strategy is one of several machines."""
+    return isinstance(chosen, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def in_shares(function: Callable, items: Iterable) -> Iterator:
+    """``map``, shared by the machines, in whose strategy's scope it is called by all, for the same items.
+
+    All machines get all results, in order; one item is a round, and then nothing is shared.
+
+    Args:
+        function: item → an array or tensor (n, ...), or a list of some; n is any, the rest the same for all items.
+
+    Yields:
+        What the function gives; of several machines, that of an item for each of them behind each other.
+
+    Example:
+        >>> [*in_shares(lambda n: np.zeros((n, 2)), [1, 3])][1].shape
+        (3, 2)
+    """
+    chosen = tf.distribute.get_strategy()
+    if not is_several(chosen):
+        yield from map(function, items)
+        return
+    place, n_workers = _place(chosen.cluster_resolver)
+    items = iter(items)
+    while group := list(itertools.islice(items, n_workers)):
+        result = function(group[min(place, len(group) - 1)])
+        yield result if len(group) == 1 else _gather(chosen, result, is_mine=place < len(group))
+
+
+def _place(resolver):
+    """The number of this process among all, as TensorFlow orders them, and how many there are."""
+    cluster = resolver.cluster_spec().as_dict()
+    n_chiefs = len(cluster.get("chief", ()))
+    return resolver.task_id + n_chiefs * (resolver.task_type == "worker"), n_chiefs + len(cluster["worker"])
+
+
+def _gather(chosen, result, *, is_mine):
+    """What all processes have computed, in the form of the result; of one with nothing of its own, no rows."""
+    several = isinstance(result, list)
+    arrays = [np.asarray(array) for array in (result if several else [result])]
+    n_local = len(chosen.extended.worker_devices)
+
+    def of(context, array):
+        is_first = context.replica_id_in_sync_group % n_local == 0
+        return tf.constant(array if is_mine and is_first else array[:0])
+
+    values = [
+        chosen.experimental_distribute_values_from_function(functools.partial(of, array=array)) for array in arrays
+    ]
+    with together():
+        found = _gathering(chosen, len(arrays))(*values)
+        gathered = [chosen.experimental_local_results(value)[0].numpy() for value in found]
+    return gathered if several else gathered[0]
+
+
+@functools.cache
+def _gathering(chosen, _):  # a function of one array cannot become one of three
+    def of_replica(*values):
+        placed = [tf.identity(value) for value in values]  # it refuses tensors that are on no device
+        return tf.distribute.get_replica_context().all_gather(placed, axis=0)
+
+    return tf.function(lambda *values: chosen.run(of_replica, args=values), reduce_retracing=True)
 
 
 def wait_for_all() -> None:
