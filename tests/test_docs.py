@@ -1,11 +1,9 @@
 """The pages in docs and their examples: links lead somewhere, scripts parse, and what can run here runs."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -57,23 +55,16 @@ def test_the_kubernetes_job_asks_for_as_many_cores_as_workers():
 
 
 @needs_bash
-def test_the_slurm_script_tells_each_worker_who_it_is(tmp_path):
+def test_the_slurm_script_goes_on_where_there_is_a_checkpoint(tmp_path):
     """With stand-ins for what SLURM brings, and for the training itself."""
-    for name, lines in {
-        "scontrol": 'printf "a\\nb\\n"', "srun": 'SLURM_PROCID=1 exec "$@"',
-        "python": f'[ "$1" = -c ] && exec {sys.executable} "$@"; echo "$TF_CONFIG"; echo "$@"',
-    }.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+    for name, line in {"srun": 'exec "$@"', "python": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "[a-b]"}
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["bash", DOCS / "examples" / "train_slurm.sh"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    config, arguments = done.stdout.splitlines()
-    assert json.loads(config) == {
-        "cluster": {"worker": ["a:29500", "b:29500"]}, "task": {"type": "worker", "index": 1}
-    }
-    assert arguments == "-m utils train --data my_photos --out my_model"
+    assert done.stdout == "-m utils train --data my_photos --out my_model\n"
     (tmp_path / "my_model").mkdir()
     (tmp_path / "my_model" / "checkpoint.npz").touch()
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[1].endswith(" --resume")
+    assert done.stdout.endswith(" --resume\n")

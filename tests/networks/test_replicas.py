@@ -251,6 +251,28 @@ def test_settings_that_cannot_be(tmp_path, monkeypatch, capsys):
         assert error.startswith('error: TF_CONFIG must be as {"cluster"') and error.count("\n") == 1
 
 
+def test_workers_that_slurm_names(monkeypatch, tmp_path, capsys):
+    """Hosts come sorted by name, n10 before n2; who this is does not depend on that."""
+    for name, value in slurm(4, 3).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[2,10]")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2)")
+    found = replicas._slurm_cluster("4", "n10", "1")
+    hosts = ["n10:29500", "n10:29501", "n2:29500", "n2:29501"]
+    assert found.cluster_spec().as_dict() == {"worker": hosts}
+    assert (found.task_type, found.task_id) == ("worker", 1)
+    assert replicas._slurm_cluster("4", "n2", "0").task_id == 2
+    assert replicas._place(found) == (1, 4)
+    monkeypatch.delenv("SLURM_STEP_NODELIST")
+    assert main(["train", "--data", "synthetic", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: SLURM does not tell the workers and which one this is: ") and error.count("\n") == 1
+
+
+def test_one_process_shares_with_nobody():
+    assert [part.tolist() for part in replicas.in_shares(lambda i: np.full(i, i), iter([2, 0]))] == [[2, 2], []]
+
+
 def test_a_batch_that_cannot_be_shared(monkeypatch):
     class Three:
         num_replicas_in_sync = 3
