@@ -10,9 +10,8 @@ import json
 import re
 import tarfile
 import zlib
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -22,12 +21,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from utils import imaging
+from utils import imaging, store
 
 TAR = (".tar", ".tar.gz", ".tgz")
 PARQUET = (".parquet", ".pq")
 FEWEST, MOST, PIECES = 16, 1000, 64  # files of a piece, and how many pieces there should be between these
-READERS, AHEAD = 4, 16  # threads that read files, and files that wait
+READERS, TOGETHER = 2, 8  # threads that read ahead, and files that one reads at a time: each change of threads costs
+AHEAD = 16  # rows of Parquet
 EXPECTED = "a folder, a pattern as photos/*.jpg, or an address as s3://bucket/photos"
 
 
@@ -250,13 +250,9 @@ def _of_files(source, piece, system, path):
         except (pa.ArrowException, OSError) as error:
             return Item(file.name, file, b"", imaging.printable(f"Cannot read {file.name}: {error}"))
 
-    with ThreadPoolExecutor(READERS) as pool:
-        waiting = deque()
-        for file in piece.files:
-            waiting.append(pool.submit(read, file))
-            if len(waiting) == AHEAD:
-                yield waiting.popleft().result()
-        yield from (coming.result() for coming in waiting)
+    groups = [piece.files[i : i + TOGETHER] for i in range(0, len(piece.files), TOGETHER)]
+    for items in store.ahead(lambda files: list(map(read, files)), groups, READERS):
+        yield from items
 
 
 def _of_tar(source, piece, system, path):
