@@ -66,8 +66,19 @@ def test_mean_and_variance_along_the_rows(on_disk):
     np.testing.assert_allclose(stored.mean(axis=0), values.mean(axis=0, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(stored.var(axis=0), values.var(axis=0, dtype=np.float64), rtol=1e-6)
     assert stored.mean(axis=0).dtype == np.float32 and stored.mean(axis=0, dtype=np.float64).dtype == np.float64
-    with pytest.raises(ValueError, match="along axis 0 only. Received: axis=1"):
-        stored.mean(axis=1)
+    np.testing.assert_array_equal(stored.mean(axis=1), values.mean(axis=1))
+    np.testing.assert_array_equal(np.mean(stored), values.mean())
+
+
+def test_all_else_works_as_with_an_array(on_disk):
+    stored = store.keep([VALUES])
+    for of in (
+        lambda x: x / 255, lambda x: 255 - x, lambda x: x == VALUES, lambda x: x.astype(float), lambda x: x.max(axis=0),
+        lambda x: np.concatenate([x, VALUES]), lambda x: np.clip(x, 3, 9), lambda x: x.reshape(150, -1), np.median,
+    ):
+        np.testing.assert_array_equal(of(stored), of(VALUES))
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        stored[0] = 1
 
 
 def test_several_threads_read_at_once(on_disk):

@@ -19,11 +19,12 @@ PART = 128  # rows that are looked at together
 READERS, AHEAD = min(4, os.cpu_count() or 1), 4  # threads that read files, and items of a thread that wait
 
 
-class Stored:
+class Stored(np.lib.mixins.NDArrayOperatorsMixin):
     """Rows in a temporary file, which is gone when nobody uses it any more. `keep` and `join` make one.
 
     A number gives a row, a slice an array. Many numbers, or bools, give an array, or another `Stored` of the same file
-    where it would be larger than `LIMIT`. NumPy's functions take it for an array, and read all of it for that.
+    where it would be larger than `LIMIT`. `mean` and `var` along axis 0 take part after part, in float64. For all else
+    that an array can do it is read as a whole. It cannot be changed.
 
     Attributes:
         shape, dtype, ndim, size: as of an array (N, ...).
@@ -49,18 +50,27 @@ class Stored:
     def __array__(self, dtype=None, copy=None):
         return self[:].astype(dtype or self.dtype, copy=False)
 
-    def mean(self, axis: int, dtype: np.dtype | None = None) -> np.ndarray:
-        """Along axis 0, the rows; summed in float64."""
-        return self._mean(lambda part: part, axis).astype(dtype or self.dtype)
+    def __array_ufunc__(self, ufunc, method, *inputs, **settings):
+        whole = (x[:] if isinstance(x, Stored) else x for x in inputs)
+        return getattr(ufunc, method)(*whole, **settings)
 
-    def var(self, axis: int) -> np.ndarray:
-        """As `mean`."""
-        mean = self.mean(axis, np.float64)
-        return self._mean(lambda part: (part - mean) ** 2, axis).astype(self.dtype)
+    def __getattr__(self, name):  # of what is not written here
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self[:], name)
 
-    def _mean(self, function, axis):
+    def mean(self, axis=None, dtype=None, **settings) -> np.ndarray:
         if axis != 0:
-            raise ValueError(f"Stored rows have a mean along axis 0 only. Received: axis={axis!r}")
+            return self[:].mean(axis, dtype, **settings)
+        return self._mean(lambda part: part).astype(dtype or np.result_type(self.dtype, np.float32))
+
+    def var(self, axis=None, **settings) -> np.ndarray:
+        if axis != 0:
+            return self[:].var(axis, **settings)
+        mean = self.mean(0, np.float64)
+        return self._mean(lambda part: (part - mean) ** 2).astype(np.result_type(self.dtype, np.float32))
+
+    def _mean(self, function):
         return sum(function(part).sum(axis=0, dtype=np.float64) for part in parts(self)) / len(self)
 
     def _read(self, rows):
