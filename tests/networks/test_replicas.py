@@ -46,25 +46,24 @@ np.savez(out, *trainer.get_weights(), loss=loss)
 
 
 FIT = """
-import json, sys
+import sys
 import numpy as np
 from utils import arcface, data, networks
 from utils.faster_gradcam import FasterGradCAM
 from utils.networks import graph, replicas
 
-out, replicas.PORT, details = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+out, replicas.PORT = sys.argv[1], int(sys.argv[2])
+how = {"n_clusters": 2, "weighting": "contrast", "detail_layer": "stage_2_block_1_relu"}
 with replicas.strategy().scope():
     network = networks.embedding_network(networks.Spec("small_resnet", image_size=48, embedding_size=4))
     dataset = data.load_janken("synthetic", image_size=48, n_images=75)
     lengths = [part.shape[0] for part in graph.in_batches(network, dataset.images, batch_size=16)]
-    fitted = FasterGradCAM.fit(network, dataset.images, dataset.labels, n_clusters=2, weighting="contrast", **details)
+    fitted = FasterGradCAM.fit(network, dataset.images, dataset.labels, **how)
     accuracy = arcface.accuracy(fitted.classifier(), dataset.images, dataset.labels)
-more = [fitted.detail_weights] if details.get("detail_layer") else fitted.discriminant.weights
-arrays = fitted.clusters.centroids, fitted.channel_weights, fitted.prototypes, accuracy, *more, *network.get_weights()
-np.savez(out, *arrays, lengths=lengths)
+found = fitted.clusters.centroids, fitted.channel_weights, fitted.prototypes, fitted.detail_weights, accuracy
+np.savez(out, *found, *network.get_weights(), lengths=lengths)
 replicas.wait_for_all()
 """
-FINER = networks.BACKBONES["small_resnet"].finer_layers
 
 
 def ports(n):
@@ -152,12 +151,11 @@ def test_a_worker_that_is_killed_ends_the_other_with_one_sentence(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("details", [{"detail_layer": FINER[0]}, {"object_layers": FINER}], ids=["layer", "objects"])
-def test_two_workers_share_a_harvest_and_an_evaluation(details, tmp_path):
+def test_two_workers_share_a_harvest_and_an_evaluation(tmp_path):
     """As SLURM starts them; both know all, bit for bit what one process finds."""
     words = "-c", FIT, lambda i: tmp_path / f"{i}.npz"
-    finish(start(2, *words, ports(1)[0], json.dumps(details), by_slurm=True))
-    finish(start(1, "-c", FIT, tmp_path / "one.npz", 0, json.dumps(details)))
+    finish(start(2, *words, ports(1)[0], by_slurm=True))
+    finish(start(1, "-c", FIT, tmp_path / "one.npz", 0))
     lengths, *one = weights(tmp_path / "one.npz")
     assert lengths.tolist() == [16, 16, 16, 16, 11]
     for name in "01":
