@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 UTILS = ROOT / "utils"
-WINGS = ("networks", "metrics", "render", "commands")
-FOUNDATION = {"imaging", "repro", "runtime", "store"}  # of the top level, what the wings below it may use as well
+WINGS = ("networks", "metrics", "render", "storage", "commands")
+FOUNDATION = {"imaging", "repro", "runtime"}  # of the top level, what the wings below it may use as well
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(UTILS.rglob("*.py"))}
 FUNCTIONS = [
     (path, node) for path, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)

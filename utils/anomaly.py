@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import augment, hub, imaging, networks, repro
+from utils import augment, imaging, networks, repro
 from utils.networks import angular, model_folder, normality
 from utils.networks.detector import LAYERS, SIDES, build, map_head, side_for, side_of_tile, training_step
 from utils.networks.evidence import SOURCES, TRUSTED, Tail
@@ -32,6 +32,7 @@ from utils.render import defects
 from utils.render.camera import vary
 from utils.repro import keras, tf
 from utils.runtime import AnomalyResult
+from utils.storage import hub
 from utils.views import Views
 
 FORMAT = 2

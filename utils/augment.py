@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from utils import data, imaging, store
+from utils import data, imaging
 from utils.render import backgrounds as surroundings
 from utils.render import camera, hands
+from utils.storage import store
 
 HIDDEN = 0.2  # share of the class *none* that shows objects of the other classes, blurred away
 # The full strength.

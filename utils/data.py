@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils import imaging, store
+from utils import imaging
 from utils.render import hands
 from utils.render.masks import foreground_masks, hand_mask
+from utils.storage import store
 
 NONE = hands.NONE  # the class of images without an object
 

@@ -29,13 +29,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from utils import gradcam, heatmap, hub, imaging, networks, repro, store
+from utils import gradcam, heatmap, imaging, networks, repro
 from utils.data import NONE
 from utils.networks import angular, model_folder
 from utils.networks.clusters import Clusters, unit
 from utils.networks.discriminant import Discriminant, contrasts, weigh
 from utils.repro import keras
 from utils.runtime import Explanation
+from utils.storage import hub, store
 
 FORMAT = 1
 WEIGHTINGS = ("all", "positive", "contrast")

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.store import Stored
+from utils.storage.store import Stored
 
 # Suffixes treated as images. Files that Pillow cannot read are reported, never silently dropped.
 IMAGE_SUFFIXES = {

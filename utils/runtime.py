@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from utils import hub, imaging, similarity
+from utils import imaging, similarity
 from utils.similarity import Cells, Comparison
+from utils.storage import hub
 from utils.views import Views
 
 FLOAT_FILE, INT8_FILE, META_FILE = "explainer.tflite", "explainer_int8.tflite", "meta.json"  # in a model folder

@@ -10,12 +10,13 @@ import pytest
 import yaml
 from hub_stand_in import SECRET, Hub
 
-from utils import hub, runtime
+from utils import runtime
 from utils.__main__ import main
 from utils.anomaly import AnomalyDetector
 from utils.commands import push
 from utils.commands.common import DEFAULT_MODEL
 from utils.faster_gradcam import FasterGradCAM
+from utils.storage import hub
 
 HAND = "data/hands/pa/00.jpg"
 

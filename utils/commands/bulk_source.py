@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from utils import imaging, store
+from utils import imaging
+from utils.storage import store
 
 TAR = (".tar", ".tar.gz", ".tgz")
 PARQUET = (".parquet", ".pq")

@@ -10,7 +10,8 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import get_args
 
-from utils import hub, imaging, runtime
+from utils import imaging, runtime
+from utils.storage import hub
 
 DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "janken"
 SOURCES = ("janken", "synthetic")  # of training data; any other name is a folder

@@ -18,9 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options) -> int:
-    from utils import export, store
+    from utils import export
     from utils.commands import training
     from utils.faster_gradcam import FasterGradCAM
+    from utils.storage import store
 
     common.check_kind(options.folder, "label")
     faster = FasterGradCAM.load(options.folder)

@@ -4,8 +4,9 @@ import argparse
 import re
 from pathlib import Path
 
-from utils import hub, imaging, runtime
+from utils import imaging, runtime
 from utils.commands import common
+from utils.storage import hub
 
 LIBRARY = "faster-grad-cam"
 TAGS = {  # by kind of model

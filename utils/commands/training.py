@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from utils import arcface, augment, data, hub, networks, repro
+from utils import arcface, augment, data, networks, repro
 from utils.commands import common
 from utils.commands.common import SOURCES
 from utils.commands.recipe import Recipe
 from utils.faster_gradcam import FasterGradCAM, check_settings
 from utils.networks import replicas
 from utils.repro import keras
+from utils.storage import hub
 
 FINGERPRINTS = "source_fingerprints"  # in meta.json, in the order of the recipe's data
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import imaging, store
+from utils import imaging
 from utils.networks.graph import in_batches
 from utils.networks.spatial import get_layer
 from utils.repro import keras
+from utils.storage import store
 
 SHRINKAGE = 0.1  # of the covariance to a multiple of the identity: a few hundred channels, some thousand cells
 

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import store
 from utils.networks import passes, replicas
 from utils.networks.spatial import default_layer
 from utils.repro import keras, tf
+from utils.storage import store
 
 
 class Harvest(NamedTuple):

@@ -10,7 +10,8 @@ import os
 import cv2
 import numpy as np
 
-from utils import imaging, store
+from utils import imaging
+from utils.storage import store
 
 COLOUR_BINS = (8, 32, 32)  # of CIELAB
 

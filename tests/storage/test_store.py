@@ -7,10 +7,11 @@ import keras
 import numpy as np
 import pytest
 
-from utils import arcface, augment, data, gradcam, imaging, store
+from utils import arcface, augment, data, gradcam, imaging
 from utils.faster_gradcam import FasterGradCAM
 from utils.networks import angular, clusters
 from utils.render.masks import foreground_masks
+from utils.storage import store
 
 VALUES = np.random.default_rng(0).integers(0, 256, (300, 5, 4, 3)).astype(np.uint8)
 
