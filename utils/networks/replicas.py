@@ -1,10 +1,9 @@
 """One gradient step on one device, on all GPUs of a machine, or on several machines: data-parallel, synchronous.
 
-What takes no step but looks at all images, evaluation and harvest, is shared by the machines as well: see `in_shares`.
-
 Each replica sees its share of the same batch. Losses are divided by the size of the whole batch and gradients summed:
 a step does not depend on the number of replicas, but for rounding. Keras' own ``fit`` and ``train_on_batch`` cannot run
-on several machines, so there the step is a function in ``strategy.run``, with the Keras optimizer inside.
+on several machines, so there the step is a function in ``strategy.run``, with the Keras optimizer inside. What looks at
+all images without a step, as evaluation and harvest do, is shared by the machines as well (see `in_shares`).
 """
 
 import functools
