@@ -111,13 +111,29 @@ def test_training_learns_and_reports_accuracy_without_label_and_margin():
     training = arcface.train(
         toy_network(), dataset, steps=60, batch_size=8, learning_rate=1e-2, evaluations=3, progress=seen.append
     )
-    assert [entry["done"] for entry in training.history] == [20, 40, 60] == [entry["done"] for entry in seen]
+    assert [entry["done"] for entry in training.history] == [20, 40, 60]
+    assert [entry["done"] for entry in seen] == [5, 20, 40, 60]
+    assert seen[0].keys() == {"loss", "done", "total", "seconds", "seconds_left"} and seen[0]["seconds_left"] > 0
     assert training.best_step in (20, 40, 60) and not training.interrupted
     assert seen[-1]["seconds_left"] == 0
     scores = training.network(dataset.images[dataset.test].astype(np.float32)).numpy()
     assert np.abs(scores).max() <= 1 + 1e-6  # cosines: no scale, no margin
     accuracy = arcface.accuracy(training.network, dataset.images[dataset.test], dataset.labels[dataset.test])
     assert accuracy == np.mean(scores.argmax(axis=1) == dataset.labels[dataset.test]) == 1.0
+
+
+def test_a_training_ends_when_it_has_long_been_perfect(tmp_path):
+    how = {"batch_size": 8, "learning_rate": 1e-2, "evaluations": 20}
+    whole = arcface.train(toy_network(), toy_dataset(), steps=200, **how)
+    perfect = [entry["validation_accuracy"] == 1 for entry in whole.history]
+    last = next(i for i in range(3, 21) if all(perfect[i - 3 : i]))
+    assert last < 20
+    stopped = arcface.train(toy_network(), toy_dataset(), steps=200, patience=3, checkpoint=tmp_path / "c.npz", **how)
+    assert len(stopped.history) == last and stopped.best_step == 10 * last and not stopped.interrupted
+    again = arcface.train(toy_network(), toy_dataset(), steps=200, patience=3, checkpoint=tmp_path / "c.npz", **how)
+    assert len(again.history) == last  # from its last checkpoint on there is nothing left to do
+    for a, b in zip(stopped.network.get_weights(), again.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -146,7 +162,7 @@ def test_ctrl_c_keeps_the_best_weights_so_far():
     training = arcface.train(
         toy_network(), toy_dataset(), steps=400, batch_size=8, learning_rate=1e-2, evaluations=40, progress=press_ctrl_c
     )
-    assert training.interrupted and training.best_step in (10, 20) and kept == [10, 20]
+    assert training.interrupted and training.best_step in (10, 20) and kept == [5, 10, 20]
     dataset = toy_dataset()
     accuracies = [e["validation_accuracy"] for e in training.history]
     assert training.best_step == 10 * (2 - accuracies[::-1].index(max(accuracies)))  # the latest of equals

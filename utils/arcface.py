@@ -37,7 +37,7 @@ def train(
     network: keras.Model, dataset: data.Dataset, *, steps: int = 400, batch_size: int = 32, learning_rate: float = 2e-4,
     scale: float = 30.0, margin: float = 0.3, augmentation: float = 1.0, robust: bool = False,
     backgrounds: np.ndarray | None = None, prototypes: np.ndarray | None = None, evaluations: int = 10, seed: int = 0,
-    average: int = 0, keep: float = 0.0, checkpoint: Path | None = None,
+    average: int = 0, keep: float = 0.0, patience: int = 0, checkpoint: Path | None = None,
     progress: Callable[[dict], None] = lambda entry: None,
 ) -> Training:
     """Train an embedding network in place with ArcFace, on the dataset's training images only.
@@ -51,15 +51,15 @@ def train(
         network: float32 (N, S, S, 3) → embedding (N, D), from `networks.embedding_network` or your own.
         dataset: images of the network's size; masks, where known, allow new backgrounds.
         steps: number of gradient steps; scale, margin: of `ArcFace`.
-        augmentation: strength of the random change, 0 (mirroring only) to 1 (see `utils.augment`).
-        robust: against other rooms and cameras (see `augment.augment`).
+        augmentation: strength of random change, 0 (mirroring only) to 1; robust: for other rooms (`augment.augment`).
         backgrounds: what objects are put in front of, uint8 (B, S, S, 3); None: `augment.render_backgrounds`.
         prototypes: float32 (D, K) to start from, of a model whose training goes on; None: random ones.
         average: keep the exponential mean of the weights of about as many last steps; 0: the weights themselves.
         keep: share, in [0, 1), of what the weights were before: a model that goes on forgets less (arXiv 2109.01903).
         evaluations: how often the held-out images are looked at on the way.
+        patience: end when so many evaluations in a row were perfect; 0: take all steps.
         checkpoint: file for the state at each evaluation; where it exists the training goes on from it.
-        progress: called after each evaluation with the newest entry of the history.
+        progress: called after each evaluation with the newest entry of the history, after a few steps with the pace.
 
     Raises:
         OSError: another worker is lost.
@@ -86,7 +86,7 @@ def train(
         "batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation, "robust": robust,
         "learning_rate": learning_rate, "average": average, "looks": evaluations, "scale": scale, "margin": margin,
     }
-    how = {"backgrounds": backgrounds, "checkpoint": checkpoint, "progress": progress}
+    how = {"backgrounds": backgrounds, "patience": patience, "checkpoint": checkpoint, "progress": progress}
     history, best, interrupted = _run(scores, trainer, dataset, settings=settings, **how)
     if best:
         scores.set_weights(loop.blend(before, best.weights, 1 - keep))
@@ -120,7 +120,7 @@ def _check_training(network, dataset, steps, *, batch_size, evaluations, augment
         raise ValueError(f"augmentation must lie in [0, 1]. Received: {augmentation!r}")
 
 
-def _run(scores, trainer, dataset, *, settings, backgrounds, checkpoint, progress):
+def _run(scores, trainer, dataset, *, settings, backgrounds, patience, checkpoint, progress):
     """The training itself, from its checkpoint on where there is one."""
     steps, seed = settings["steps"], settings["seed"]
     decay = keras.optimizers.schedules.CosineDecay(settings["learning_rate"], steps)
@@ -135,7 +135,7 @@ def _run(scores, trainer, dataset, *, settings, backgrounds, checkpoint, progres
     look_at = np.linspace(0, steps, settings["looks"] + 1).round().astype(int)[1:].tolist()
     return loop.run(
         scores, step_by, batches, lambda: _validate(scores, dataset, held_out, settings["scale"]), look_at=look_at,
-        average=settings["average"], progress=progress, begin=begin, save=kept.save,
+        average=settings["average"], patience=patience, progress=progress, begin=begin, save=kept.save,
     )
 
 

@@ -68,6 +68,8 @@ def _train(options, checkpoint) -> int:
     if trained.interrupted:
         kept = f"the best weights so far (step {trained.best_step})" if trained.best_step else "the last weights"
         print(f"interrupted: {kept} are kept")
+    elif (done := trained.history[-1]["done"]) < recipe.steps:
+        print(f"ended after {done} of {recipe.steps} steps: the last {recipe.patience} evaluations were perfect")
     info = {"best_step": trained.best_step, "interrupted": trained.interrupted}
     info = {"training": recipe.stored() | info, "data_fingerprint": dataset.fingerprint}
     info[training.FINGERPRINTS] = [source.fingerprint for source in sources]
@@ -87,10 +89,9 @@ def _train(options, checkpoint) -> int:
 
 def _print_progress(entry):
     left = round(entry["seconds_left"])
-    line = (
-        f"step {entry['done']:5d}   loss {entry['loss']:7.4f}   validation accuracy {entry['validation_accuracy']:.4f}"
-        f"   {left // 60}:{left % 60:02d} left"
-    )
+    accuracy = entry.get("validation_accuracy")  # not known at first
+    seen = " " * 28 if accuracy is None else f"   validation accuracy {accuracy:.4f}"
+    line = f"step {entry['done']:5d}   loss {entry['loss']:7.4f}{seen}   {left // 60}:{left % 60:02d} left"
     try:
         print(line, flush=True)
     except BrokenPipeError:  # whoever read has seen enough; the training goes on

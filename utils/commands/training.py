@@ -146,7 +146,7 @@ def train_model(
         training = arcface.train(
             network, dataset, steps=recipe.steps, batch_size=recipe.batch_size, scale=recipe.scale,
             margin=recipe.margin, backgrounds=backgrounds, evaluations=min(10, recipe.steps), seed=recipe.seed,
-            progress=progress, robust=recipe.robust, average=recipe.average, keep=recipe.keep,
+            progress=progress, robust=recipe.robust, average=recipe.average, keep=recipe.keep, patience=recipe.patience,
             checkpoint=checkpoint, prototypes=earlier.prototypes if known else None, **settings,
         )
     if "object_layers" in layers:

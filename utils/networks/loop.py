@@ -5,6 +5,7 @@ file that is never half-written. Batches are a function of their number, so a tr
 weights, bit for bit on one device, as one that was never cut off.
 """
 
+import itertools
 import json
 import time
 import zipfile
@@ -19,10 +20,14 @@ from utils.networks import replicas
 from utils.repro import keras
 
 EVERY = 10  # steps: how often weights go into their mean
+EARLY = 5  # steps: after so many it is told how long the rest takes; the first one is compiled
 
 
 class Best(NamedTuple):
-    """The entry of the history with the highest accuracy so far, and the weights it was measured with."""
+    """The entry of the history with the highest accuracy so far, and the weights it was measured with.
+
+    By loss, which a few confident errors dominate, early weights would win, and they generalise worse.
+    """
 
     entry: dict
     weights: list[np.ndarray]
@@ -44,7 +49,7 @@ def done(state: State | None) -> int:
 
 def run(
     scores: keras.Model, step_by: Callable, batches: Iterator, evaluate: Callable[[], dict], *, look_at: list[int],
-    average: int, progress: Callable[[dict], None], begin: State | None, save: Callable[[State], None],
+    average: int, patience: int, progress: Callable[[dict], None], begin: State | None, save: Callable[[State], None],
 ) -> tuple[list[dict], Best | None, bool]:
     """Train on the batches; returns the history, the `Best` (None if there is none), and whether Ctrl-C came.
 
@@ -54,17 +59,20 @@ def run(
         batches: what is left of them.
         evaluate: "validation_loss" and "validation_accuracy".
         look_at: the steps after which it is called.
-        average: as of `arcface.train`.
-        progress: called with the newest entry of the history.
+        average, patience, progress: as of `arcface.train`.
         begin: the state to go on from, already in the network; None: the first step comes.
         save: called with the state after each evaluation, which lacks the variables.
     """
     _, best, mean, history = begin or State([], None, None, [])
     start = time.perf_counter() - (history[-1]["seconds"] if history else 0)
-    losses, history = [], list(history)
+    losses, history, times = [], list(history), []
     try:
-        for step, (images, labels) in enumerate(batches, done(begin) + 1):
+        wanted = itertools.takewhile(lambda _: not _is_enough(history, patience), batches)
+        for step, (images, labels) in enumerate(wanted, done(begin) + 1):
             losses.append(step_by(images, labels))
+            times.append(time.perf_counter())
+            if len(times) == EARLY and step < look_at[-1] // 5:
+                progress({"loss": float(np.mean(losses))} | _pace(step, look_at[-1], start, times))
             if average and step % EVERY == 0:
                 mean = blend(mean, scores.get_weights(), min(1, EVERY / min(average, step)))
             if step not in look_at:
@@ -74,7 +82,6 @@ def run(
                 scores.set_weights(mean)
             history.append({"loss": float(np.mean(losses))} | evaluate() | repro.pace(step, look_at[-1], start))
             losses.clear()
-            # By loss, which a few confident errors dominate, early weights win, and they generalise worse.
             entry, bar = history[-1], best.entry["validation_accuracy"] if best else 0
             if np.isfinite(entry["validation_loss"]) and entry["validation_accuracy"] >= bar:
                 best = Best(entry, scores.get_weights())
@@ -85,6 +92,18 @@ def run(
     except KeyboardInterrupt:
         return history, best, True
     return history, best, False
+
+
+def _is_enough(history, patience):
+    """Whether the last evaluations, as many as patience says, were all perfect."""
+    return 0 < patience <= len(history) and all(entry["validation_accuracy"] == 1 for entry in history[-patience:])
+
+
+def _pace(step, steps, start, times):
+    """As `repro.pace`, by the times of the first steps without the very first."""
+    per_step = (times[-1] - times[0]) / (len(times) - 1)
+    entry = repro.pace(step, steps, start)
+    return entry | {"seconds_left": per_step * (steps - step)}
 
 
 def blend(mean: list[np.ndarray] | None, weights: list[np.ndarray], share: float) -> list[np.ndarray]:
