@@ -213,13 +213,13 @@ def test_what_cannot_be_built(name, image_size):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_explained_by_each_kind_of_pass(name, rng):
-    """A second derivative, masked images, masked channels: the other methods share the gradient of Grad-CAM."""
+    """A second derivative, masked channels: the other methods need the gradient of Grad-CAM, or forward passes."""
     side = max(NETWORKS[name].smallest, 75)
     image = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
     network = classifiers.build(name, image_size=side)
     heatmaps = gradcam.explain(network, image)
     assert heatmaps.shape == (1, side, side) and heatmaps.min() >= 0 and heatmaps.max() <= 1
-    for method in ("shapleycam", "scorecam", "ablationcam"):
+    for method in ("shapleycam", "ablationcam"):
         raw = gradcam.explain(network, image, method=method, normalise=False)
         assert raw.shape == (1, *networks.get_layer(network, network.default_layer).output.shape[1:3])
         assert np.isfinite(raw).all() and raw.any()
