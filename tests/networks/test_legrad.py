@@ -100,7 +100,7 @@ class Block(layers.Layer):
 
 def test_attention_is_found_within_a_layer_and_a_grid_is_taken(images):
     inputs = keras.Input((*SIZE, 3))
-    x = layers.Reshape((32, 9))(inputs)
+    x = layers.Reshape((32, 9), name="reshape")(inputs)
     x = Block()(x)
     network = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
     raw = gradcam.explain(network, images, layer="reshape", targets=0, method="legrad", grid=(4, 8), normalise=False)
