@@ -16,9 +16,9 @@ def model(**meta):
 
 def test_a_model_that_does_not_tell_its_recipe_gets_one_that_loads_images():
     told = {"data": ["janken"], "variety": 0.5, "image_size": 64, "best_step": 3, "of_tomorrow": True}
-    expected = Recipe(data=("janken",), variety=0.5, image_size=96, n_images=600, patience=0)
+    expected = Recipe(data=("janken",), variety=0.5, image_size=96, n_images=600)
     assert Recipe.of(model(training=told)) == expected
-    assert Recipe.of(model()) == Recipe(n_images=600, patience=0)
+    assert Recipe.of(model()) == Recipe(n_images=600)
 
 
 def test_the_shipped_model_tells_its_whole_recipe():

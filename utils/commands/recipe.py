@@ -10,7 +10,7 @@ BACKBONES = ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "small_
 # A network that has seen nothing yet learns from large steps, and not at all from images that hide most of themselves.
 FROM_SCRATCH = {"learning_rate": 3e-3, "augmentation": 0.2}
 FROM_WEIGHTS = {"learning_rate": 2e-4, "augmentation": 1.0}
-UNTOLD = {"n_images": 600, "patience": 0}  # of a model that does not tell its recipe, or that part of it
+UNTOLD = {"n_images": 600}  # of a model that does not tell its recipe
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Recipe:
         0.0, "share of the weights of a model that goes on to keep, 0..1: it forgets less (WiSE-FT)", group="training"
     )
     patience: int = option(
-        5, "end when so many of the ten evaluations in a row were perfect; 0: take all steps", group="training"
+        0, "end when so many of the ten evaluations in a row were perfect (default: take all steps)", group="training"
     )
     seed: int = option(0, "seed of everything random", group="training")
     layer: str | None = option(None, "layer of the heat maps (default: the backbone's own)", group="heat maps")
