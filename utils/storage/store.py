@@ -6,11 +6,9 @@ indexed alike. So memory does not grow with the number of images, and a small se
 """
 
 import os
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -108,6 +106,8 @@ class Rows:
         return Stored(self._file, threading.Lock(), rows=rows, shape=shape, dtype=dtype)
 
     def _write(self):
+        import tempfile  # here, because the runtime starts without it
+
         together = np.concatenate(self._held)
         self._held, self._kind = [], (together.shape[1:], together.dtype)
         try:
@@ -153,6 +153,8 @@ def parts(array: np.ndarray | Stored, size: int = PART) -> Iterator[np.ndarray]:
 
 def ahead(function: Callable, items: Iterable, n_threads: int = READERS) -> Iterator:
     """``map``, by threads that are a few items ahead."""
+    from concurrent.futures import ThreadPoolExecutor  # here, because the runtime starts without it
+
     with ThreadPoolExecutor(n_threads) as pool:
         waiting = deque()
         for item in items:
