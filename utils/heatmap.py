@@ -9,7 +9,7 @@ import numpy as np
 from utils import imaging
 
 Corners = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, half open
-ALIKE = 0.6  # of the first region's heat and peak: what has as much is another object. 0.6 to 0.8 do as well
+ALIKE = 0.6  # of the first region's heat and peak: what has as much is another object. 0.5 to 0.8 do as well
 COLORMAP = cv2.COLORMAP_TURBO  # the one colour map of the project; matplotlib knows it as "turbo"
 CONCEPT_COLOURS = (  # Paul Tol's bright ones, which colour-blind people tell apart, and two more
     (238, 102, 119), (34, 136, 51), (68, 119, 170), (204, 187, 68), (102, 204, 238), (170, 51, 119), (238, 119, 51),

@@ -353,7 +353,8 @@ def test_a_photo_that_changed_is_looked_at_again(fake, photos, tmp_path):
     "arguments, sentence",
     [
         (["--threshold", "2"], "A threshold must be"), (["--threshold", "hot"], "A threshold must be"),
-        (["--boxes", "0"], "n_boxes >= 1"), (["--min-iou", "1.5"], "must lie in 0..1"),
+        (["--boxes", "0"], "n_boxes >= 1"), (["--boxes", "many"], 'or "auto"'),
+        (["--min-iou", "1.5"], "must lie in 0..1"),
         (["--min-confidence", "nan"], "must lie in 0..1"),
         (["--model", "nowhere"], "no explainer file"),
     ],

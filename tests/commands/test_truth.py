@@ -67,7 +67,8 @@ def voc(kind, *boxes):
     [
         {"_annotations.coco.json": coco(["cat/0.png", "images/dog/1.png"]), "groups.json": "{}"},
         {"annotations/instances.json": coco(["cat/0", "dog\\1.png"])},
-        {"cat/0.xml": voc("cat", *EXPECTED["cat/0.png"]), "dog/1.xml": voc("thing", *EXPECTED["dog/1.png"])},
+        {"cat/0.xml": voc("cat", *EXPECTED["cat/0.png"]), "dog/1.XML": voc("thing", *EXPECTED["dog/1.png"]),
+         "cat/._0.xml": "what a Mac leaves"},
         {"Annotations/cat/0.xml": voc("cat", *EXPECTED["cat/0.png"]),
          "Annotations/dog/1.xml": voc("dog", *EXPECTED["dog/1.png"])},
     ],

@@ -33,17 +33,16 @@ LONGEST_JPEG = 65500  # pixels, of a side
 COPIED = {"BMP": ".bmp", "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # by Pillow's name: what every tool reads
 
 
-def _threshold(text):
-    """A number, or the name of a rule."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _or_rule(number):
+    """Reads a number of this type, or the name of a rule, which `Settings` checks."""
 
+    def read(text):
+        try:
+            return number(text)
+        except ValueError:
+            return text
 
-def _count(text):
-    """A whole number, or the name of a rule."""
-    return text if text == "auto" else int(text)
+    return read
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,11 @@ class Settings:
 
     threshold: float | str = option(
         "otsu", "a box surrounds what is hotter: a share of the maximum, otsu, or p75 for the 75th percentile",
-        type=_threshold, metavar="T", group="boxes",
+        type=_or_rule(float), metavar="T", group="boxes",
     )
     n_boxes: int | str = option(
         "auto", "maximum number of boxes per image; auto: one for each hot region with at least "
-        f"{heatmap.ALIKE} of the heat and the peak of the first", flag="--boxes", type=_count, metavar="N",
+        f"{heatmap.ALIKE} of the heat and the peak of the first", flag="--boxes", type=_or_rule(int), metavar="N",
         group="boxes",
     )
     min_area: float = option(0.01, "smallest hot region that gets a box, as a share of the image", group="boxes")

@@ -61,12 +61,19 @@ def _find(folder, dataset):
     if (folder / OURS).is_file():
         return folder / OURS, _read_ours(folder / OURS)
     places = [folder, *(path for path in imaging.entries(folder) if path.name.lower() == data.ANNOTATIONS)]
-    for file in (file for place in places for file in sorted(place.glob("*.json"))):
+    for file in _files(places, ".json"):
         if (found := _read_coco(file)) is not None:
             return file, _of_photos(found, dataset, file)
-    if files := sorted(folder.rglob("*.xml")):
+    by_class = [place / name for place in places for name in dataset.class_names]
+    if files := _files([*places, *by_class], ".xml"):
         return folder, _of_photos([one for file in files for one in _read_voc(file)], dataset, folder)
     return None, None
+
+
+def _files(folders, suffix):
+    """What is in these folders, where they are there, with this suffix; what is hidden is not."""
+    found = [file for folder in folders if folder.is_dir() for file in imaging.entries(folder)]
+    return [file for file in found if file.suffix.lower() == suffix]
 
 
 def _read_ours(file):

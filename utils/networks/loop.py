@@ -65,14 +65,14 @@ def run(
     """
     _, best, mean, history = begin or State([], None, None, [])
     start = time.perf_counter() - (history[-1]["seconds"] if history else 0)
-    losses, history, times = [], list(history), []
+    losses, history, compiled = [], list(history), None
     try:
         wanted = itertools.takewhile(lambda _: not _is_enough(history, patience), batches)
         for step, (images, labels) in enumerate(wanted, done(begin) + 1):
             losses.append(step_by(images, labels))
-            times.append(time.perf_counter())
-            if len(times) == EARLY and step < look_at[-1] // 5:
-                progress({"loss": float(np.mean(losses))} | _pace(step, look_at[-1], start, times))
+            compiled = compiled or time.perf_counter()
+            if step == done(begin) + EARLY and step < look_at[-1] // 5:
+                progress({"loss": float(np.mean(losses))} | _pace(step, look_at[-1], start, compiled))
             if average and step % EVERY == 0:
                 mean = blend(mean, scores.get_weights(), min(1, EVERY / min(average, step)))
             if step not in look_at:
@@ -99,11 +99,10 @@ def _is_enough(history, patience):
     return 0 < patience <= len(history) and all(entry["validation_accuracy"] == 1 for entry in history[-patience:])
 
 
-def _pace(step, steps, start, times):
-    """As `repro.pace`, by the times of the first steps without the very first."""
-    per_step = (times[-1] - times[0]) / (len(times) - 1)
-    entry = repro.pace(step, steps, start)
-    return entry | {"seconds_left": per_step * (steps - step)}
+def _pace(step, steps, start, compiled):
+    """As `repro.pace` after `EARLY` steps, by the time since the first of them, which is compiled, was done."""
+    per_step = (time.perf_counter() - compiled) / (EARLY - 1)
+    return repro.pace(step, steps, start) | {"seconds_left": per_step * (steps - step)}
 
 
 def blend(mean: list[np.ndarray] | None, weights: list[np.ndarray], share: float) -> list[np.ndarray]:
