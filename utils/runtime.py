@@ -164,22 +164,26 @@ class Explainer:
             reason = "it was exported before there was `compare`, or its embedding is no sum over cells"
             raise ValueError(f"This file cannot compare: {reason}; `python -m utils export` writes it anew.")
         (resized,), about = imaging.resize(imaging.check_images(image)[:1], *self.input_size), self.metadata["cells"]
-        self._run(resized)
-        rows = self._cells["cells"]()[0]  # a view, as long as nothing else runs
-        maps = rows.copy() if self.projection is None else similarity.product(rows, self.projection)
+        self._invoke(resized)
+        maps = self._cells["cells"]()[0].copy()  # a view, as long as nothing else runs
         outline = self._cells["outline"]()[0].copy() if about["outline"] and "outline" in self._cells else None
         size, window = np.shape(image)[-3:-1], tuple(about["window"])
-        return Cells(maps.reshape(*about["grid"], -1), size, outline=outline, window=window)
+        found = Cells(maps.reshape(*about["grid"], -1), size, self.projection, outline, window)
+        found.unit  # noqa: B018 - now, while the maps are in the processor's cache
+        return found
 
     def compare(self, a: np.ndarray, b: np.ndarray, *, details: bool = True) -> Comparison:
         """Why two images are alike; arguments and errors as of `similarity.compare`."""
         return similarity.compare(self, a, b, details=details)
 
-    def _run(self, image):
+    def _invoke(self, image):
         self._input()[0] = image  # uint8 to float32
         start = time.perf_counter()
         self._interpreter.invoke()
         self.network_seconds += time.perf_counter() - start
+
+    def _run(self, image):
+        self._invoke(image)
         return [self._interpreter.get_tensor(output) for output in self._outputs]
 
 

@@ -11,6 +11,7 @@ eye a detail map F sharpens both, sign(s) · √|s| · F; the sharpened ones sum
 embedding is no such sum, s_p is gradient × activation of the cosine: an approximation, which says so.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -31,7 +32,8 @@ class Cells:
     """An image as the n = h · w cells that its embedding is the sum of.
 
     Attributes:
-        maps: float32 (h, w, D), Wᵀ A_p: the embedding is their mean.
+        maps: float32 (h, w, C), A_p.
+        projection: float32 (C, D), W: the embedding is the mean of Wᵀ A_p; None: of A_p itself.
         size: height and width of the image in pixels.
         outline: float32 (h', w') or None, a detail map, nowhere below 0.
         window: the part of the image that the maps show, see `networks.Window`.
@@ -40,6 +42,7 @@ class Cells:
 
     maps: np.ndarray
     size: tuple[int, int]
+    projection: np.ndarray | None = None
     outline: np.ndarray | None = None
     window: tuple[float, float, float, float] = imaging.WHOLE
     weights: np.ndarray | float = 1.0
@@ -47,21 +50,34 @@ class Cells:
     @cached_property
     def shares(self) -> np.ndarray:
         """Of each cell in the mean over the image, float32 (h, w)."""
-        return np.full(grid := self.maps.shape[:2], self.weights, np.float32) / np.float32(np.prod(grid))
+        height, width, _ = self.maps.shape
+        return np.full((height, width), self.weights / (height * width), np.float32)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """A_p of all cells, float32 (n, C)."""
+        return self.maps.reshape(self.shares.size, -1)
 
     @cached_property
     def vectors(self) -> np.ndarray:
-        """z_p of all cells, float32 (n, D)."""
-        return self.maps.reshape(self.shares.size, -1) * self.shares.reshape(-1, 1)
+        """z_p of all cells, float32 (n, D): they cost the most, and only the table of pairs needs them."""
+        projected = self.rows if self.projection is None else product(self.rows, self.projection)
+        return projected * self.shares.reshape(-1, 1)
 
     @cached_property
     def embedding(self) -> np.ndarray:
-        """Their sum, float32 (D,), not of unit length."""
-        return self.vectors.sum(axis=0)
+        """Σ_p z_p, float32 (D,), not of unit length."""
+        mean = np.einsum("n,nc->c", self.shares.ravel(), self.rows)  # on one thread, as `product`
+        return mean if self.projection is None else np.einsum("c,cd->d", mean, self.projection)
 
     @cached_property
     def length(self) -> float:  # of the embedding
-        return max(float(np.linalg.norm(self.embedding)), 1e-12)
+        return max(math.sqrt(self.embedding @ self.embedding), 1e-12)
+
+    @cached_property
+    def unit(self) -> np.ndarray:
+        """The embedding divided by its length, float32 (D,)."""
+        return self.embedding / self.length
 
     @property
     def places(self) -> np.ndarray:
@@ -72,8 +88,11 @@ class Cells:
         return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
     def along(self, direction: np.ndarray) -> np.ndarray:
-        """z_p · direction / ‖e‖, float32 (h, w)."""
-        return product(self.vectors, direction.reshape(-1, 1) / self.length).reshape(self.shares.shape)
+        """z_p · direction / ‖e‖ = A_p · (W direction) / (n ‖e‖), float32 (h, w)."""
+        weights = direction / np.float32(self.length)
+        if self.projection is not None:
+            weights = np.einsum("cd,d->c", self.projection, weights)
+        return np.einsum("nc,c->n", self.rows, weights).reshape(self.shares.shape) * self.shares
 
     def draw(self, raw: np.ndarray, sharpen: bool) -> np.ndarray:
         """A signed map (h, w) at the size of the image, float32 (H, W), sharpened or not, not scaled."""
@@ -88,33 +107,50 @@ class Cells:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Why images a and b are alike, and what speaks against it.
+    """Why images a and b are alike, and what speaks against it: maps and table are computed when asked for.
 
     Attributes:
         score: cosine of the embeddings, in [-1, 1].
         a, b: `Cells` of both.
-        shares_a, shares_b: float32 (h, w), what each cell adds to the score: the sum of either is the score.
-        losses_a, losses_b: float32 (h, w), what speaks against it: the sum of either is 1 − score.
         sharpen: whether details sharpen the heat maps.
-        is_exact: False if shares are gradient × activation: their sum means nothing then, and losses are −shares.
+        gradients: gradient × activation of the score, float32 (h, w) of a and of b, where the embedding is no sum
+            over cells: the shares, then, whose sum means nothing, and losses are −shares.
     """
 
     score: float
     a: Cells
     b: Cells
-    shares_a: np.ndarray
-    shares_b: np.ndarray
-    losses_a: np.ndarray
-    losses_b: np.ndarray
     sharpen: bool = True
-    is_exact: bool = True
+    gradients: tuple[np.ndarray, np.ndarray] | None = None
+
+    is_exact = property(lambda self: self.gradients is None, doc="Whether the shares sum to the score.")
+
+    @cached_property
+    def shares_a(self) -> np.ndarray:
+        """float32 (h, w), what each cell of a adds to the score: the sum is the score."""
+        return self.a.along(self.b.unit) if self.is_exact else self.gradients[0]
+
+    @cached_property
+    def shares_b(self) -> np.ndarray:
+        """float32 (h', w'), the same of b."""
+        return self.b.along(self.a.unit) if self.is_exact else self.gradients[1]
+
+    @cached_property
+    def losses_a(self) -> np.ndarray:
+        """float32 (h, w), what of a speaks against the score: the sum is 1 − score."""
+        return (self.a.along(self.a.unit) if self.is_exact else 0) - self.shares_a
+
+    @cached_property
+    def losses_b(self) -> np.ndarray:
+        """float32 (h', w'), the same of b."""
+        return (self.b.along(self.b.unit) if self.is_exact else 0) - self.shares_b
 
     @cached_property
     def pairs(self) -> np.ndarray:
         """float32 (n, n'), what each pair of cells, row by row, adds to the score; ValueError if not exact."""
         if not self.is_exact:
             raise ValueError("Pairs of cells need a network whose embedding is a sum over cells: pooling, dense layer.")
-        return product(self.a.vectors / self.a.length, self.b.vectors.T / self.b.length)
+        return product(self.a.vectors, self.b.vectors.T) / np.float32(self.a.length * self.b.length)
 
     @cached_property
     def _drawn(self):
@@ -178,8 +214,7 @@ def compare(model, a: np.ndarray, b: np.ndarray, *, details: bool = True, layer:
     if cells.linear_tail(network):
         return of_cells(*found, sharpen=details)
     score, shares = cells.gradient_shares(network, (a, b), layer)
-    speaking = {"shares_a": shares[0], "shares_b": shares[1], "losses_a": -shares[0], "losses_b": -shares[1]}
-    return Comparison(score, *found, **speaking, is_exact=False)
+    return Comparison(score, *found, gradients=tuple(shares))
 
 
 def contrast(model, x: np.ndarray, *, a: np.ndarray, b: np.ndarray, details: bool = True) -> Contrast:
@@ -192,10 +227,4 @@ def contrast(model, x: np.ndarray, *, a: np.ndarray, b: np.ndarray, details: boo
 
 def of_cells(a: Cells, b: Cells, *, sharpen: bool = True) -> Comparison:
     """The formula alone: `Comparison` of the cells of two images."""
-    one, other = a.embedding / a.length, b.embedding / b.length
-    shares_a, shares_b = a.along(other), b.along(one)
-    losses_a, losses_b = a.along(one) - shares_a, b.along(other) - shares_b
-    return Comparison(
-        float(one @ other), a, b, shares_a=shares_a, shares_b=shares_b, losses_a=losses_a, losses_b=losses_b,
-        sharpen=sharpen,
-    )
+    return Comparison(float(a.unit @ b.unit), a, b, sharpen=sharpen)

@@ -195,6 +195,7 @@ def run_speed(_, rounds=150):
         for size, images in (("96 x 96", small), ("240 x 320", photo)):
             runs[f"{name} explain {size}"] = lambda own=own, images=images: own.explain(images[0])
             runs[f"{name} compare {size}"] = lambda own=own, images=images: own.compare(*images)
+            runs[f"{name} compare, maps {size}"] = lambda own=own, images=images: own.compare(*images).heatmap_a
             runs[f"{name} compare, table {size}"] = lambda own=own, images=images: own.compare(*images).pairs
     runs["Keras compare"] = lambda: similarity.compare(faster, *small)
     runs["Keras, gradient of the cosine, one image"] = lambda: gradcam.explain(network, small[0], targets=to_other)

@@ -176,9 +176,8 @@ def read(
     outline = details[1](*finer)[0] if details else None
     if tail and tail.has_offset:
         maps = np.concatenate([maps, np.ones_like(maps[..., :1])], axis=-1)
-    if tail and tail.projection is not None:
-        maps = np.dot(maps.reshape(-1, maps.shape[-1]), tail.projection).reshape(*maps.shape[:2], -1)
-    return {"maps": maps, "size": np.shape(image)[:2], "outline": outline, "window": shown}
+    projection = tail.projection if tail else None
+    return {"maps": maps, "projection": projection, "size": np.shape(image)[:2], "outline": outline, "window": shown}
 
 
 def see(network: keras.Model, image: np.ndarray):
