@@ -209,9 +209,11 @@ def test_data_that_cannot_train(change, sentence):
         arcface.train(toy_network(), replace(toy_dataset(), **change), steps=1, evaluations=1)
 
 
-@pytest.mark.parametrize("settings", [{"steps": 0}, {"batch_size": 0}, {"steps": 3, "evaluations": 4}])
+@pytest.mark.parametrize(
+    "settings", [{"steps": 0}, {"batch_size": 0}, {"steps": 3, "evaluations": 4}, {"patience": -1}, {"average": -1}]
+)
 def test_training_settings_out_of_range(settings):
-    with pytest.raises(ValueError, match="Received: steps="):
+    with pytest.raises(ValueError, match=f"Received: .*'{[*settings][-1]}': {[*settings.values()][-1]}"):
         arcface.train(toy_network(), toy_dataset(), **settings)
 
 

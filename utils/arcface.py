@@ -73,7 +73,8 @@ def train(
         >>> training.network.output_shape
         (None, 3)
     """
-    _check_training(network, dataset, steps, batch_size=batch_size, evaluations=evaluations, augmentation=augmentation)
+    sizes = {"steps": steps, "batch_size": batch_size, "evaluations": evaluations}
+    _check_training(network, dataset, augmentation, sizes=sizes, counts={"average": average, "patience": patience})
     if not 0 <= keep < 1 or keep and prototypes is None:
         raise ValueError(f"keep must lie in [0, 1), and above 0 a model of the same classes go on. Received: {keep!r}")
     repro.seed_everything(seed)
@@ -100,7 +101,7 @@ def accuracy(network: keras.Model, images: np.ndarray, labels: np.ndarray) -> fl
     return float(np.mean(networks.forward(network, images).argmax(axis=1) == labels))
 
 
-def _check_training(network, dataset, steps, *, batch_size, evaluations, augmentation):
+def _check_training(network, dataset, augmentation, *, sizes, counts):
     networks.check_network(network)
     size = network.inputs[0].shape[1:]
     if dataset.images.shape[1:] != size:
@@ -111,11 +112,10 @@ def _check_training(network, dataset, steps, *, batch_size, evaluations, augment
             "Training needs at least two classes and a training image of each. "
             f"Received: classes {dataset.class_names}, training images of {[dataset.class_names[i] for i in present]}"
         )
-    if steps < 1 or batch_size < 1 or not 1 <= evaluations <= steps:
-        raise ValueError(
-            "steps, batch_size and evaluations must be positive, and evaluations at most steps. "
-            f"Received: steps={steps!r}, batch_size={batch_size!r}, evaluations={evaluations!r}"
-        )
+    if min(sizes.values()) < 1 or sizes["evaluations"] > sizes["steps"]:
+        raise ValueError(f"{', '.join(sizes)} must be positive, and evaluations at most steps. Received: {sizes}")
+    if min(counts.values()) < 0:
+        raise ValueError(f"{' and '.join(counts)} must be 0 or more. Received: {counts}")
     if not 0 <= augmentation <= 1:
         raise ValueError(f"augmentation must lie in [0, 1]. Received: {augmentation!r}")
 
