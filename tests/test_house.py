@@ -37,7 +37,7 @@ def test_the_top_level_is_short_enough_to_be_read():
     top = [path for path in TREES if path.parent == UTILS]
     print(f"top level: {len(top)} files, {n_lines(top)} lines; the whole package: {n_lines(TREES)} lines")
     assert len(top) <= 18 and n_lines(top) <= 3400
-    assert n_lines(TREES) <= 14900
+    assert n_lines(TREES) <= 15000
 
 
 def test_a_file_is_read_in_one_sitting_and_a_function_at_one_glance():

@@ -48,9 +48,9 @@ def test_held_out_photos_are_named_and_found(faster, janken_dataset, monkeypatch
 
 def test_it_tells_how_to_train_it_again(faster):
     recipe = dataclasses.replace(Recipe.of(faster), weights="none")
-    network, layers = training.build_network(recipe)
+    network, kinds = training.build_network(recipe)
     assert network.spec == faster.network.spec
-    assert layers == {name: faster.meta[name] for name in ("layer", "detail_layer")}
+    assert kinds == {"layer": {name: faster.meta[name] for name in ("layer", "detail_layer")}}
 
 
 def test_the_folder_is_small_and_has_a_card():

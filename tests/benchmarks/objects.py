@@ -7,7 +7,8 @@ A set is a folder of classes with ``boxes.json``, {"class/file": [[x0, y0, x1, y
 where masks are known ``masks/class/file.png``. By file order the first 60 % of each class train, the others are judged.
 Box IoU is that of the map's own box with the nearest true one; pointing is whether the hottest pixel lies in one;
 deletion and insertion are asked of at most 60 photos. The centre knows nothing of the image. F1 of boxes: of those of
-the map as trained, each found box may take one true box with IoU >= 0.5.
+the map as trained, each found box may take one true box with IoU >= 0.5. The embedding loss is what `train` chooses by:
+its rank correlation with box IoU, within each set and over all, tells how far that can be trusted.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -125,18 +127,32 @@ def judge(folder, model, judged):
         name: gradcam.explain(classifier, images, layer=faster.meta["layer"], targets=result.labels, method=method)
         for name, method in METHODS.items()
     }
-    ways |= {"contrast": faster.reweighted("contrast").explain(images).heatmaps, "as trained": result.heatmaps}
+    ways |= {kind: faster.reweighted(kind).explain(images).heatmaps for kind in ("all", "positive", "contrast")}
+    ways["as trained"] = result.heatmaps
     asked = np.linspace(0, len(images) - 1, min(N_ASKED, len(images))).astype(int)
-    predict = faithfulness.probabilities(faster)
-    table = {}
+    predict, table = faithfulness.probabilities(faster), {}
+
+    def embed(batch):
+        return faster.explain(batch).embeddings
+
     for name, maps in ways.items():
         question = predict, images[asked], maps[asked], result.labels[asked]
         table[name] = measure(maps, boxes, masks) | {
             "insertion": faithfulness.insertion_auc(*question, n_steps=12).mean(),
             "deletion": faithfulness.deletion_auc(*question, n_steps=12).mean(),
+            "embedding loss": faithfulness.embedding_loss(embed, images[asked], maps[asked]).mean(),
         }
     f1 = {rule: box_f1(result.heatmaps, boxes, n_boxes) for rule, n_boxes in BOX_RULES.items()}
     return table, np.mean(result.labels == labels), {"F1 of boxes": f1}
+
+
+def print_agreement(tables):
+    """Spearman's rank correlation of embedding loss and box IoU over the ways: of each set, and of the ranks of all."""
+    columns = ("embedding loss", "box IoU")
+    ranks = [[stats.rankdata([values[column] for values in table.values()]) for column in columns] for table in tables]
+    within = [stats.spearmanr(*pair).statistic for pair in ranks]
+    whole = stats.spearmanr(*np.concatenate(ranks, axis=1)).statistic
+    print(f"\nembedding loss and box IoU: {', '.join(f'{value:.2f}' for value in within)}; over all {whole:.2f}")
 
 
 def print_table(title, table):
@@ -177,6 +193,7 @@ def main():
             print_table(f"{folder.name}, accuracy {accuracy:.3f}", table)
     for what in tables, f1s:
         print_table(f"mean of {len(what)} sets", mean(what))
+    print_agreement(tables)
 
 
 if __name__ == "__main__":

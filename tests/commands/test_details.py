@@ -1,6 +1,7 @@
-"""What sharpens the maps of a training: chosen by what is known about its photos."""
+"""What sharpens the maps of a training: the one that matters most to the network on images that did not train."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from utils.commands import training
 from utils.commands.recipe import Recipe
 
 RECIPE = Recipe(backbone="small_resnet", weights="none", image_size=64, steps=1, batch_size=6, clusters=1)
+FINER = {"objects": {"object_layers"}, "layer": {"detail_layer"}, "none": set()}
 
 
 @pytest.fixture
@@ -21,14 +23,50 @@ def photos(rng):
     return data.Dataset(images, everything % 2, ("a", "b"), None, train=everything, test=everything[:0], names=names)
 
 
-def test_auto_is_objects_where_masks_are_not_known(photos):
-    known = replace(photos, masks=np.ones((6, 64, 64), bool))
-    assert training.with_details(RECIPE, [photos]).details == "objects"
-    assert training.with_details(RECIPE, [known, photos]).details == "objects"
-    assert training.with_details(RECIPE, [known]).details == "layer"
-    for change in ({"detail_layer": "stage_1"}, {"image_size": 32}):  # asked for, and maps without a rim
-        assert training.with_details(replace(RECIPE, **change), [photos]).details == "layer"
-    assert training.with_details(replace(RECIPE, details="none"), [photos]).details == "none"
+@pytest.mark.parametrize("change, kinds", [
+    ({}, ["objects", "layer", "none"]), ({"details": "none"}, ["none"]), ({"detail_layer": "stage_1"}, ["layer"]),
+    ({"image_size": 32}, ["layer", "none"]),  # maps without a rim
+    ({"weighting": "all", "details": "objects"}, ["none"]),  # without contrast there is nothing to sharpen with
+])
+def test_what_auto_chooses_from(change, kinds):
+    _, layers = training.build_network(replace(RECIPE, **change))
+    assert list(layers) == kinds
+    assert [set(own) - {"layer"} for own in layers.values()] == [FINER[kind] for kind in kinds]
+
+
+class Half(SimpleNamespace):
+    """A model whose map is one half of the image, and whose embedding is how varied the left half is, beside 10."""
+
+    def explain(self, images):
+        heat = np.zeros(images.shape[:3], np.float32)
+        heat[:, :, self.columns] = 1
+        varied = images[:, :, :32].astype(float).std(axis=(1, 2, 3))
+        return SimpleNamespace(heatmaps=heat, embeddings=np.stack([varied, np.full(len(images), 10)], axis=1))
+
+
+def test_the_map_that_the_network_needs_is_chosen(photos):
+    models = {"right": Half(columns=slice(32, 64)), "left": Half(columns=slice(0, 32))}
+    everything = np.arange(6)
+    for part in ({}, {"train": everything[:3], "test": everything[3:]}, {"class_names": ("a", "none")}):
+        chosen, losses = training.choose(models, replace(photos, **part))
+        assert chosen == "left" and losses["left"] > losses["right"] == 0
+    same = {"first": models["left"], "second": models["left"]}
+    assert training.choose(same, photos)[0] == "first"
+
+
+def test_a_training_chooses_and_tells(photos):
+    recipe = replace(RECIPE, details="auto")
+    _, faster = training.train_model(training.build_network(recipe), data.guess_masks(photos), recipe)
+    losses = faster.meta["embedding_loss"]
+    chosen = max(losses, key=losses.get)
+    assert list(losses) == training.DETAILS
+    assert {name for name in ("detail_layer", "object_layers") if faster.meta[name]} == FINER[chosen]
+
+
+def test_of_many_images_some_are_tried_and_all_are_used(photos, monkeypatch):
+    monkeypatch.setattr(training, "N_TRIED", 4)
+    _, faster = training.train_model(training.build_network(RECIPE), data.guess_masks(photos), RECIPE)
+    assert faster.meta["n_images"] == 6 and "embedding_loss" in faster.meta
 
 
 @pytest.mark.parametrize("details", ["objects", "layer", "none"])
@@ -39,8 +77,3 @@ def test_a_training_with_each(photos, details):
         details == "objects", details == "layer"
     )
     assert np.isfinite(faster.explain(photos.images).heatmaps).all()
-
-
-def test_without_contrast_there_is_nothing_to_sharpen_with():
-    _, layers = training.build_network(replace(RECIPE, weighting="all", details="objects"))
-    assert list(layers) == ["layer"]

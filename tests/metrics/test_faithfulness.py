@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from benchmarks import road
 
+from utils import imaging
 from utils.metrics import faithfulness
 from utils.runtime import Explanation
 
@@ -48,6 +49,27 @@ def test_keep_and_delete():
     keep, delete = faithfulness.keep_and_delete(peak, images, heat, np.zeros(3, int), share=0.1)
     np.testing.assert_array_equal(keep, [1, 0, 0])
     np.testing.assert_array_equal(delete, [0, 1, 1])  # a flat map takes nothing away
+
+
+def test_embedding_loss():
+    # The embedding: brightness of the left and of the right half, of which only the left one is not 0.
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    images[:, 0, 0] = 255
+
+    def halves_of(batch):
+        left, right = np.split(batch.astype(float), 2, axis=2)
+        return np.stack([left.max(axis=(1, 2, 3)), np.full(len(batch), 10.0)], axis=1)
+
+    right, wrong = np.zeros((2, 8, 8))
+    right[0, 0], wrong[7, 7] = 1, 1
+    heat = np.stack([right, wrong, np.zeros((8, 8))])
+    losses = faithfulness.embedding_loss(halves_of, images, heat, shares=(1 / 64, 1.0))
+    gone = imaging.blur_away(images[0].astype(np.float32)).round()
+    peaks = [np.where(np.arange(64).reshape(8, 8) == 0, gone[..., 0], images[0, ..., 0]).max(), gone.max()]
+    a, b = (1 - (peak * 255 + 100) / np.hypot(peak, 10) / np.hypot(255, 10) for peak in peaks)
+    np.testing.assert_allclose(losses, [(a + b) / 2, b / 2, 0], atol=1e-6)  # a flat map takes nothing away
+    with pytest.raises(ValueError, match="Shares must lie in"):
+        faithfulness.embedding_loss(halves_of, images, heat, shares=(0.1, 1.5))
 
 
 def test_deletion_auc():

@@ -53,7 +53,7 @@ class Recipe:
     layer: str | None = option(None, "layer of the heat maps (default: the backbone's own)", group="heat maps")
     details: str = option(
         "auto", "what sharpens their outline, with contrast. layer: a finer layer; objects: what tells objects from "
-        "their surroundings, learnt from the photos; none; auto: objects, or layer where masks are known",
+        "their surroundings, learnt from the photos; none; auto: what matters most to the network on held-out photos",
         choices=("auto", "layer", "objects", "none"), group="heat maps",
     )
     detail_layer: str | None = option(None, "the finer layer (default: the last at 1/8)", group="heat maps")

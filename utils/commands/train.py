@@ -51,7 +51,6 @@ def _train(options, checkpoint) -> int:
     common.return_memory()
     recipe = common.chosen(options, Recipe)
     sources = [training.load_source(source, recipe) for source in recipe.data]
-    recipe = training.with_details(recipe, sources)
     dataset = training.join_sources(sources, recipe)
     with replicas.strategy().scope():
         untrained = training.build_network(recipe)
@@ -70,6 +69,10 @@ def _train(options, checkpoint) -> int:
         print(f"interrupted: {kept} are kept")
     elif (done := trained.history[-1]["done"]) < recipe.steps:
         print(f"ended after {done} of {recipe.steps} steps: the last {recipe.patience} evaluations were perfect")
+    if losses := faster.meta.get("embedding_loss"):
+        recipe = replace(recipe, details=max(losses, key=losses.get))
+        told = ", ".join(f"{kind} {loss:.4f}" for kind, loss in losses.items())
+        print(f"maps with --details {recipe.details}: without their hottest parts embeddings turn by {told}")
     info = {"best_step": trained.best_step, "interrupted": trained.interrupted}
     info = {"training": recipe.stored() | info, "data_fingerprint": dataset.fingerprint}
     info[training.FINGERPRINTS] = [source.fingerprint for source in sources]

@@ -6,14 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from utils import arcface, augment, data, networks, repro
 from utils.commands import common
 from utils.commands.common import SOURCES
 from utils.commands.recipe import Recipe
 from utils.faster_gradcam import FasterGradCAM, check_settings
+from utils.metrics import faithfulness
 from utils.networks import replicas
 from utils.repro import keras
 from utils.storage import hub
+
+DETAILS = ["objects", "layer", "none"]  # what "auto" chooses from
+N_TRIED, N_JUDGES = 500, 48  # training images that each is fitted to, and images that choose
 
 FINGERPRINTS = "source_fingerprints"  # in meta.json, in the order of the recipe's data
 
@@ -79,17 +85,10 @@ def join_sources(sources: list[data.Dataset], recipe: Recipe) -> data.Dataset:
     return data.add_none(dataset, seed=recipe.seed) if recipe.none else dataset
 
 
-def with_details(recipe: Recipe, sources: list[data.Dataset]) -> Recipe:
-    """The recipe with "auto" replaced by the details that suit the sources, and the size of the maps."""
-    if recipe.details != "auto":
-        return recipe
-    has_rim = recipe.image_size >= 3 * recipe.output_stride
-    known = recipe.detail_layer or all(source.masks is not None for source in sources)
-    return replace(recipe, details="objects" if has_rim and not known else "layer")
+def build_network(recipe: Recipe) -> tuple[keras.Model, dict[str, dict]]:
+    """The untrained network, and {kind of details: layers of the heat maps and details, as `FasterGradCAM.fit` takes}.
 
-
-def build_network(recipe: Recipe) -> tuple[keras.Model, dict]:
-    """The untrained network and the layers of its heat maps and details, as `FasterGradCAM.fit` takes them.
+    There are several kinds where the recipe says "auto".
 
     Raises:
         ValueError: the recipe cannot work.
@@ -105,9 +104,10 @@ def build_network(recipe: Recipe) -> tuple[keras.Model, dict]:
     network = networks.embedding_network(spec, weights=weights, seed=recipe.seed)
     if earlier:
         networks.continue_from(network, earlier.network)
-    layers = {"layer": recipe.layer or networks.default_layer(network)} | _finer_layers(recipe)
-    networks.check_layers(network, keras.tree.flatten(layers))
-    return network, layers
+    layer = {"layer": recipe.layer or networks.default_layer(network)}
+    kinds = {kind: layer | _finer_layers(recipe, kind) for kind in _kinds(recipe)}
+    networks.check_layers(network, list(dict.fromkeys(keras.tree.flatten(kinds))))
+    return network, kinds
 
 
 def _earlier_model(recipe):
@@ -117,15 +117,21 @@ def _earlier_model(recipe):
     return FasterGradCAM.load(folder) if is_folder else None
 
 
-def _finer_layers(recipe):
+def _kinds(recipe):
+    """The details that can be meant: the one that the recipe names, or for "auto" all that can work."""
+    if recipe.weighting != "contrast":
+        return ["none"]  # there is nothing to sharpen with
+    if recipe.details != "auto":
+        return [recipe.details]
+    has_rim = recipe.image_size >= 3 * recipe.output_stride
+    return ["layer"] if recipe.detail_layer else DETAILS if has_rim else DETAILS[1:]
+
+
+def _finer_layers(recipe, kind):
     finer = networks.BACKBONES[recipe.backbone].finer_layers
     if recipe.detail_layer:
         return {"detail_layer": recipe.detail_layer}
-    if recipe.weighting != "contrast" or recipe.details == "none":
-        return {}
-    if recipe.details == "objects":
-        return {"object_layers": list(finer)}
-    return {"detail_layer": finer[0]}
+    return {"objects": {"object_layers": list(finer)}, "layer": {"detail_layer": finer[0]}, "none": {}}[kind]
 
 
 def train_model(
@@ -134,12 +140,11 @@ def train_model(
 ) -> tuple[arcface.Training, FasterGradCAM]:
     """Train what `build_network` built on the dataset's training part; then fit clusters to what it saw.
 
-    Objects are learnt from the photos as they are: what lies at their rim takes the place of rendered backgrounds.
+    Of several kinds of details that one is taken which `choose` finds on the images that did not train.
     """
-    network, layers = untrained
+    network, kinds = untrained
     settings = recipe.chosen_by_weights()
-    how = {"seed": recipe.seed, "strength": settings["augmentation"]}
-    backgrounds = augment.render_backgrounds(recipe.image_size, **how)
+    backgrounds = augment.render_backgrounds(recipe.image_size, seed=recipe.seed, strength=settings["augmentation"])
     earlier = _earlier_model(recipe)
     known = earlier and earlier.class_names == dataset.class_names
     with replicas.strategy().scope():
@@ -149,14 +154,50 @@ def train_model(
             progress=progress, robust=recipe.robust, average=recipe.average, keep=recipe.keep, patience=recipe.patience,
             checkpoint=checkpoint, prototypes=earlier.prototypes if known else None, **settings,
         )
+
+    def fit(layers, part):
+        return _fit(training.network, part, recipe, layers=layers, backgrounds=backgrounds)
+
+    if len(kinds) == 1:
+        return training, fit(*kinds.values(), dataset)
+    few = replace(dataset, train=_spread(dataset.train, N_TRIED))
+    models = {kind: fit(layers, few) for kind, layers in kinds.items()}
+    kind, losses = choose(models, dataset)
+    faster = models[kind] if len(few.train) == len(dataset.train) else fit(kinds[kind], dataset)
+    faster.meta["embedding_loss"] = losses
+    return training, faster
+
+
+def _fit(network, dataset, recipe, *, layers, backgrounds):
+    """Clusters of the training images. What objects are is learnt from the photos as they are, from their rim."""
+    how = {"seed": recipe.seed, "strength": recipe.chosen_by_weights()["augmentation"], "robust": recipe.robust}
     if "object_layers" in layers:
         seen = {"images": dataset.images[dataset.train]}
     else:
-        images = augment.views(dataset, backgrounds=backgrounds, robust=recipe.robust, **how)
-        seen = {"images": images, "backgrounds": backgrounds}
+        seen = {"images": augment.views(dataset, backgrounds=backgrounds, **how), "backgrounds": backgrounds}
     with replicas.strategy().scope():
-        faster = FasterGradCAM.fit(
-            training.network, labels=dataset.labels[dataset.train], class_names=dataset.class_names, seed=recipe.seed,
+        return FasterGradCAM.fit(
+            network, labels=dataset.labels[dataset.train], class_names=dataset.class_names, seed=recipe.seed,
             n_clusters=recipe.clusters, top_channels=recipe.top_channels, weighting=recipe.weighting, **layers, **seen,
         )
-    return training, faster
+
+
+def choose(models: dict[str, FasterGradCAM], dataset: data.Dataset) -> tuple[str, dict[str, float]]:
+    """Which of these models has the maps that the network needs most: its name, and the measure of all.
+
+    It is `faithfulness.embedding_loss`, the mean over at most `N_JUDGES` images that did not train, or where there are
+    none over those that did. It needs no mask. Of equally good ones it is the first.
+    """
+    has_map = np.array(dataset.class_names)[dataset.labels] != data.NONE
+    unseen, seen = (part[has_map[part]] for part in (dataset.test, dataset.train))
+    images, losses = dataset.images[_spread(unseen if len(unseen) else seen, N_JUDGES)], {}
+    for name, model in models.items():
+        heatmaps = model.explain(images).heatmaps
+        loss = faithfulness.embedding_loss(lambda batch, model=model: model.explain(batch).embeddings, images, heatmaps)
+        losses[name] = round(float(loss.mean()), 4)
+    return max(losses, key=losses.get), losses
+
+
+def _spread(indices, n):
+    """At most n of the indices, evenly spread."""
+    return indices[np.unique(np.linspace(0, len(indices) - 1, min(n, len(indices))).astype(int))]

@@ -21,6 +21,7 @@ from utils import imaging, metrics
 
 BATCH_SIZE = 64
 PERCENTILES = (10, 30, 50, 70, 90)
+SHARES = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3)  # of an image, for objects of any size
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -126,6 +127,42 @@ def impute(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
         bands[row - column, column] = values
         pixels[gone] = solveh_banded(bands, rows[:, ~gone] @ pixels[~gone], lower=True)
     return pixels.reshape(image.shape)
+
+
+def embedding_loss(
+    embed: Callable[[np.ndarray], np.ndarray], images: np.ndarray, heatmaps: np.ndarray, *,
+    shares: tuple[float, ...] = SHARES,
+) -> np.ndarray:
+    """How far an image's embedding turns when its hottest parts are blurred away: high is faithful.
+
+    1 − cosine of the embeddings before and after, mean over the ``shares`` of the pixels, each in (0, 1]; 0 for a flat
+    map. ``embed`` is a function images (n, H, W, 3) → embeddings (n, D), of any length. It is deletion, asked of the
+    embedding: scores of classes hardly change as long as something of the object is left.
+
+    Example:
+        >>> images, heat = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8))
+        >>> images[:, 2, 2], heat[0, 2, 2], heat[1, 6, 6] = 255, 1, 1  # only the first map is faithful
+        >>> embed = lambda images: images.reshape(len(images), -1).astype(float)
+        >>> [one > 0.1 for one in embedding_loss(embed, images, heat, shares=(0.02,)).tolist()]
+        [True, False]
+    """
+    if not shares or min(shares) <= 0 or max(shares) > 1:
+        raise ValueError(f"Shares must lie in (0, 1], at least one. Received: {shares}")
+    images, heatmaps, own = _check(images, heatmaps, np.arange(len(images)))
+    counts = np.maximum(np.round(np.multiply(shares, heatmaps[0].size)), 1)
+
+    def unit(batch):
+        embeddings = np.asarray(embed(batch), np.float64)
+        return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+
+    def blurred(image, places):
+        blurred_away = imaging.blur_away(image.astype(np.float32))
+        return (np.where((places < count)[..., None], blurred_away, image) for count in counts)
+
+    whole = np.concatenate([unit(images[i : i + BATCH_SIZE]) for i in range(0, len(images), BATCH_SIZE)])
+    cosines, _ = _ask(lambda batch: unit(batch) @ whole.T, map(blurred, images, metrics.ranks(heatmaps)), own,
+                      images.dtype)
+    return np.where(metrics.is_flat(heatmaps), 0, 1 - cosines.mean(axis=1))
 
 
 def drop_and_increase(
