@@ -228,6 +228,7 @@ def test_the_demo_draws_score_and_threshold(saved, normal):
     assert picture.shape == (60, 80, 3) and picture.any()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_detector(detector, normal):
     again = AnomalyDetector.fit(normal, **TINY)
     np.testing.assert_allclose(again.explain(normal).scores, detector.explain(normal).scores, rtol=1e-3)
@@ -238,6 +239,7 @@ def test_the_classifier_knows_the_kinds(detector, normal):
     assert cosines.shape == (12, len(anomaly.CLASS_NAMES)) and (np.abs(cosines) <= 1 + 1e-6).all()
 
 
+@pytest.mark.slow
 def test_identical_images_stay_normal(normal):
     same = normal[:1].repeat(9, axis=0)
     result = AnomalyDetector.fit(same, image_size=SIZE, steps=60).explain(same)

@@ -128,7 +128,9 @@ def compare(network_, images, layer, prefix):
             assert_close(ours, theirs, CLOSE, f"{prefix} {method}")
 
 
-@pytest.mark.parametrize("name", methods.NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "small" else pytest.mark.slow) for name in methods.NETWORKS]
+)
 def test_rarer_methods(name):
     for layer in references.LAYERS[name]:
         compare(network(name), references.images(name), layer, f"{name}/{layer}")

@@ -80,8 +80,7 @@ def train(
     repro.seed_everything(seed)
     if backgrounds is None:
         backgrounds = augment.render_backgrounds(dataset.images.shape[1], seed=seed, strength=augmentation)
-    head = ArcFace(len(dataset.class_names), scale=scale, margin=margin, name="arcface")
-    scores, trainer = _models(network, head, prototypes)
+    scores, trainer = _models(network, ArcFace(len(dataset.class_names), scale, margin, name="arcface"), prototypes)
     before = scores.get_weights() if keep else None
     settings = {
         "batch_size": batch_size, "steps": steps, "seed": seed, "strength": augmentation, "robust": robust,

@@ -168,7 +168,8 @@ class Explainer:
         maps = self._cells["cells"]()[0].copy()  # a view, as long as nothing else runs
         outline = self._cells["outline"]()[0].copy() if about["outline"] and "outline" in self._cells else None
         size, window = np.shape(image)[-3:-1], tuple(about["window"])
-        found = Cells(maps.reshape(*about["grid"], -1), size, self.projection, outline, window)
+        maps = maps.reshape(*about["grid"], -1)
+        found = Cells(maps, size, projection=self.projection, outline=outline, window=window)
         found.unit  # noqa: B018 - now, while the maps are in the processor's cache
         return found
 

@@ -69,6 +69,7 @@ def test_the_layout_with_masks_beside(images, tmp_path):
     assert not defect_data.read_mask(None, broken[0]).any()
 
 
+@pytest.mark.slow
 def test_a_region_and_tiles(mvtec, tmp_path, capsys):
     """The model folder and the exported file look at the same part of a photo."""
     mask = np.zeros((48, 48, 3), np.uint8)
@@ -109,6 +110,7 @@ def test_what_is_measured(mvtec, model, tmp_path, capsys):
     assert "ring" in capsys.readouterr().out and imaging.read_image(tmp_path / "s" / "ring.png").any()
 
 
+@pytest.mark.slow
 def test_a_data_set_without_a_model_is_learnt(mvtec, model, capsys, monkeypatch):
     learnt = []
 

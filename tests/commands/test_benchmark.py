@@ -74,6 +74,7 @@ def test_explainer_at_another_size_has_the_same_weights():
     assert larger.explain(timing.frames(2, (64, 64))).heatmaps.shape == (2, 64, 64)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_whole_on_a_network_of_ones_own(tmp_path, monkeypatch):
     x = inputs = keras.Input((16, 16, 3))
     x = keras.layers.Rescaling(1 / 127.5, -1.0, name="preprocessing")(x)

@@ -61,19 +61,13 @@ def test_a_training_chooses_and_tells(photos):
     chosen = max(losses, key=losses.get)
     assert list(losses) == training.DETAILS
     assert {name for name in ("detail_layer", "object_layers") if faster.meta[name]} == FINER[chosen]
+    assert (faster.discriminant is not None, faster.detail_weights is not None) == (
+        chosen == "objects", chosen == "layer"
+    )
+    assert np.isfinite(faster.explain(photos.images).heatmaps).all()
 
 
 def test_of_many_images_some_are_tried_and_all_are_used(photos, monkeypatch):
     monkeypatch.setattr(training, "N_TRIED", 4)
     _, faster = training.train_model(training.build_network(RECIPE), data.guess_masks(photos), RECIPE)
     assert faster.meta["n_images"] == 6 and "embedding_loss" in faster.meta
-
-
-@pytest.mark.parametrize("details", ["objects", "layer", "none"])
-def test_a_training_with_each(photos, details):
-    recipe = replace(RECIPE, details=details)
-    _, faster = training.train_model(training.build_network(recipe), data.guess_masks(photos), recipe)
-    assert (faster.discriminant is not None, faster.detail_weights is not None) == (
-        details == "objects", details == "layer"
-    )
-    assert np.isfinite(faster.explain(photos.images).heatmaps).all()

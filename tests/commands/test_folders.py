@@ -163,6 +163,7 @@ def photos(tmp_path, rng):
     return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_fit_holds_no_more_than_two_photos(photos, tmp_path, monkeypatch):
     alive = Alive(imaging.read_image)
     monkeypatch.setattr(imaging, "read_image", alive)

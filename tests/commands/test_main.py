@@ -150,7 +150,8 @@ def test_unreadable_images_are_skipped_counted_and_named(model, photos, tmp_path
     assert main(["explain", str(tmp_path / "empty.jpg"), *arguments]) == 2
 
 
-@pytest.mark.parametrize("name", ["shufflenet_v2", pytest.param("vgg16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shufflenet_v2", "vgg16"])
 def test_a_classifier_keeps_the_aspect(name, tmp_path, capsys, rng):
     imaging.write_image(tmp_path / "a.png", rng.integers(0, 255, (28, 40, 3)).astype(np.uint8))
     imaging.write_image(tmp_path / "line.png", np.zeros((5000, 1, 3), np.uint8))

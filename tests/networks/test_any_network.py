@@ -176,7 +176,7 @@ def check(recipe):
 HOW = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=8, **HOW)
+@settings(max_examples=3, **HOW)
 @given(recipes())
 def test_some_networks(recipe):
     check(recipe)

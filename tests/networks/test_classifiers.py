@@ -118,6 +118,7 @@ def test_weights_of_torchvision_on_images_of_any_size(name, tmp_path):
     assert all((a == b).all() for a, b in zip(network.get_weights(), again.get_weights(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_network_of_our_layers_is_saved_and_explained(tmp_path, rng):
     network = classifiers.build("shufflenet_v2", image_size=(None, 64))
     network.save(tmp_path / "network.keras")

@@ -16,7 +16,9 @@ LAST_LAYERS = {
     "mobilenet_v3_small": "conv_1_activation",
     "mobilenet_v3_large": "conv_1_activation",
 }
-every_backbone = pytest.mark.parametrize("backbone", LAST_LAYERS)
+every_backbone = pytest.mark.parametrize(
+    "backbone", ["mobilenet_v2", *(pytest.param(name, marks=pytest.mark.slow) for name in [*LAST_LAYERS][1:])]
+)
 
 
 @functools.cache
@@ -50,11 +52,13 @@ def test_output_stride(backbone, output_stride, side, rng):
     "backbone, strides, image_size, first",
     [
         ("mobilenet_v2", (32, 16), 96, 1),
-        ("mobilenet_v2", (16, 8), 96, 1),
-        ("mobilenet_v3_small", (32, 16), 96, 1),
         ("mobilenet_v3_small", (16, 8), 96, 1),
-        ("mobilenet_v3_small", (32, 16), 80, 0),
-        ("mobilenet_v3_large", (32, 16), 96, 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+            ("mobilenet_v2", (16, 8), 96, 1),
+            ("mobilenet_v3_small", (32, 16), 96, 1),
+            ("mobilenet_v3_small", (32, 16), 80, 0),
+            ("mobilenet_v3_large", (32, 16), 96, 1),
+        )),
     ],
 )
 def test_the_same_weights_see_the_same_at_both_strides(backbone, strides, image_size, first, rng):

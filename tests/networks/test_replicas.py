@@ -209,7 +209,7 @@ def without_times(history):
     return [{name: value for name, value in entry.items() if not name.startswith("seconds")} for entry in history]
 
 
-@pytest.mark.parametrize("average", [0, 20])
+@pytest.mark.parametrize("average", [pytest.param(0, marks=pytest.mark.slow), 20])
 def test_a_training_that_was_stopped_ends_in_the_same_weights(average, dataset, tmp_path):
     whole = arcface.train(network(), dataset, average=average, **HOW)
     with pytest.raises(Stop):
