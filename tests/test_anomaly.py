@@ -294,11 +294,14 @@ def test_the_command_line(tmp_path, normal, capsys):
         imaging.write_image(tmp_path / "normal" / ("a" if i % 2 else "b/c") / f"{i}.png", image)
     (tmp_path / "normal" / "a" / "broken.png").write_bytes(b"no image")
     fit = ["anomaly", "fit", str(tmp_path / "normal"), "--out", str(tmp_path / "model"), "--weights", "none"]
-    assert main([*fit, "--image-size", str(SIZE), "--steps", "2"]) == 0
+    assert main([*fit, "--image-size", str(SIZE), "--steps", "2", "--int8"]) == 0
     printed = capsys.readouterr()
     assert "learnt 12 normal images" in printed.out and "skipped 1 of 13" in printed.err
+    files = [tmp_path / "model" / name for name in (runtime.FLOAT_FILE, runtime.INT8_FILE)]
+    (score,), (score_8,) = (runtime.Explainer(file).explain(normal[0]).scores for file in files)
+    assert abs(score - score_8) < 0.3 and files[1].stat().st_size < 0.6 * files[0].stat().st_size
     out = tmp_path / "out"
-    images = [str(tmp_path / "normal" / "a"), "--model", str(tmp_path / "model")]
+    images = [str(tmp_path / "normal" / "a"), "--int8", "--model", str(tmp_path / "model")]
     assert main(["anomaly", "explain", *images, "--out", str(out)]) == 0
     with (out / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -314,6 +317,7 @@ def test_the_command_line(tmp_path, normal, capsys):
     [
         (["fit", "{}/nowhere"], "no folder"),
         (["fit", "{}"], "no image file"),
+        (["fit", "--int8", "--also-normal", "{}"], "--int8 needs the folder of normal images"),
         (["explain", "{}/nowhere.png", "--model", "{}"], "no file"),
     ],
 )

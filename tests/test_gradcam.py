@@ -564,6 +564,7 @@ def test_each_use_of_a_model_called_twice_has_its_name(images):
     np.testing.assert_allclose(maps[b], flipped[a][:, :, ::-1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_nested_application_of_keras(rng):
     inner = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, include_top=False, weights=None, name="mobile")
     network = keras.Sequential([

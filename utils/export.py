@@ -16,7 +16,7 @@ import numpy as np
 from utils import imaging, networks, repro, runtime
 from utils.anomaly import AnomalyDetector
 from utils.faster_gradcam import FasterGradCAM
-from utils.networks import cells, files
+from utils.networks import cells, evidence, files
 from utils.networks.files import ConverterError, convert, quantise
 from utils.networks.tail import TAIL, ExplanationTail
 from utils.repro import keras
@@ -69,7 +69,8 @@ def export_int8(float_file: str | os.PathLike, images: np.ndarray, path: str | o
 
     Args:
         float_file: what `export_float` wrote.
-        images: uint8 RGB (N, H, W, 3) to calibrate on: training images, of all classes. 100 of them are drawn.
+        images: uint8 RGB (N, H, W, 3) to calibrate on, 100 of them are drawn: training images, of all classes, or for
+            a detector normal ones, cut as its views say.
         path: where it goes.
         seed: of the draw.
 
@@ -81,7 +82,7 @@ def export_int8(float_file: str | os.PathLike, images: np.ndarray, path: str | o
     samples = imaging.resize(images[chosen], *metadata["image_size"])
     content = Path(float_file).read_bytes()[: metadata["bytes"]]
     # The converter gives the outputs, and so the tail's last operators, names of its own.
-    content = quantise(content, samples, float_parts=(TAIL, "StatefulPartitionedCall"))
+    content = quantise(content, samples, float_parts=(TAIL, evidence.TAIL, "StatefulPartitionedCall"))
     return _write(path, content, metadata | {"precision": "int8"})
 
 

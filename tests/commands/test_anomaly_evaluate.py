@@ -111,7 +111,7 @@ def test_what_is_measured(mvtec, model, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_data_set_without_a_model_is_learnt(mvtec, model, capsys, monkeypatch):
+def test_a_data_set_without_a_model_is_learnt(mvtec, model, tmp_path, capsys, monkeypatch):
     learnt = []
 
     def fit(images, **settings):
@@ -119,9 +119,13 @@ def test_a_data_set_without_a_model_is_learnt(mvtec, model, capsys, monkeypatch)
         return anomaly.AnomalyDetector.load(model)
 
     monkeypatch.setattr(anomaly.AnomalyDetector, "fit", fit)
-    assert main(["anomaly", "evaluate", str(mvtec), "--weights", "none"]) == 0
+    numbers = tmp_path / "n.json"
+    assert main(["anomaly", "evaluate", str(mvtec), "--weights", "none", "--int8", "--json", str(numbers)]) == 0
     table = capsys.readouterr().out
-    assert "ring" in table and "normal images; saved in" in table and len(learnt) == 8
+    assert table.count(" ring |") == 2 and "normal images; saved in" in table and len(learnt) == 8
+    found = json.loads(numbers.read_text())
+    verdicts = [found[name][0]["anomalous"] for name in ("products", "int8")]
+    assert f"the same verdict on {np.mean(np.equal(*verdicts)):.1%} of the images" in table
 
 
 def test_the_threshold_by_hand():

@@ -102,7 +102,7 @@ def test_what_is_missing_is_named_with_what_writes_it(detector, tmp_path, refuse
     for command in (["annotate", str(HANDS), "--out", "out"], ["demo", "--headless", "--source", str(HANDS)]):
         assert f"`python -m utils export {mine}" in refused([*command, "--model", str(mine)])
     sentence = refused(["demo", "--headless", "--int8", "--source", str(HANDS), "--model", str(detector)])
-    assert "leave out --int8" in sentence
+    assert "`python -m utils anomaly fit --int8` writes it" in sentence
 
 
 def test_after_the_wrong_model_the_right_one_is_welcome(detector, tmp_path):

@@ -52,6 +52,7 @@ def test_smallest_images_give_finite_logits(name, rng):
     assert all((kind, "0") in counted for kind, _ in counted)
 
 
+@pytest.mark.slow
 def test_names_are_those_of_a_new_process():
     keras.layers.Conv2D(1, 1), keras.layers.Activation("relu")  # Keras counts them
     names = [layer.name for layer in classifiers.build("inception_v3", image_size=75).layers]

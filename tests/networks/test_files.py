@@ -44,7 +44,9 @@ def test_a_layer_that_cannot_be_read_back_is_named(layer, kind, tmp_path):
     assert not list((tmp_path / "model").iterdir())
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+@pytest.mark.parametrize("policy", [
+    "mixed_float16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mixed_bfloat16", "float64")),
+])
 def test_a_network_in_another_precision_is_saved_but_not_exported(policy, tmp_path):
     made = model(policy=policy)
     made.save(tmp_path)

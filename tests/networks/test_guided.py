@@ -245,6 +245,7 @@ def test_nested_networks_against_a_step_by_step_computation(rng):
     assert got.dtype == np.float32 and got.shape == images.shape
 
 
+@pytest.mark.slow
 def test_mobilenet_differs_from_the_plain_gradient_and_stays_as_it_was(rng):
     keras.utils.set_random_seed(0)
     head = {"classes": 4, "classifier_activation": None}

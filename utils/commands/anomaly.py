@@ -52,6 +52,7 @@ def _add_fit(parser):
         "without a folder of normal images to learn from, it is that of the model in --out",
     )
     common.add_shared(parser, ["--weights", "--seed"])
+    parser.add_argument("--int8", action="store_true", help="write an int8 file, too: a third as large")
     parser.add_argument(
         "--image-size", type=int, metavar="N",
         help="side of the input (default: 224, 320 or 448, as the images have detail; from scratch 96)",
@@ -81,7 +82,7 @@ def _add_explain(parser):
     common.add_examples(
         parser, "new_images --model my_detector --out explained", "a.jpg b.jpg --model my_detector --out explained"
     )
-    common.add_shared(parser, ["images", "--threads"])
+    common.add_shared(parser, ["images", "--int8", "--threads"])
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL", help="model that `anomaly fit` made")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where pictures and scores.csv go")
 
@@ -96,6 +97,7 @@ def _add_evaluate(parser):
     )
     parser.add_argument("--model", type=Path, metavar="MODEL", help="judge this one (default: fit one to train/)")
     _add_views(parser)
+    parser.add_argument("--int8", action="store_true", help="judge the int8 file, too, beside the float32 one")
     common.add_shared(parser, ["--weights", "--seed", "--threads", "--json"])
     parser.add_argument("--sheets", type=Path, metavar="FOLDER", help="where a sheet of pictures of each product goes")
 
@@ -141,6 +143,8 @@ def _normal(folder, left_out):
 def _fit(options) -> int:
     from utils.anomaly import AnomalyDetector
 
+    if options.int8 and not options.folder:
+        raise ValueError("--int8 needs the folder of normal images: their values set its scales.")
     corrections = find_normal(options.also_normal) if options.also_normal else []  # before the training
     if options.folder:
         detector = _learn(options.folder, options, options.out)
@@ -152,7 +156,7 @@ def _fit(options) -> int:
     if corrections:
         detector = detector.also_normal(_read(corrections))
         print(f"taken for normal, too: {detector.meta['n_corrections']} images", flush=True)
-    _write(detector, options.out)
+    _write(detector, options.out, options.folder if options.int8 else None)
     return 130 if detector.meta["interrupted"] else 0
 
 
@@ -207,13 +211,20 @@ def _read(files, tile=None):
     common.report_skipped(skipped, len(files))
 
 
-def _write(detector, folder):
-    """Model folder and LiteRT file."""
+def _write(detector, folder, normal=None):
+    """Model folder and LiteRT file; with the folder of normal images an int8 file, too."""
     from utils import export
 
     detector.save(folder)
     print(f"learnt {detector.meta['n_images']} normal images; saved in {folder}", flush=True)
-    print(export.export_float(detector, folder / runtime.FLOAT_FILE), flush=True)
+    (folder / runtime.INT8_FILE).unlink(missing_ok=True)  # of an earlier detector
+    file = export.export_float(detector, folder / runtime.FLOAT_FILE)
+    print(file, flush=True)
+    if normal:
+        files = find_normal(normal)
+        files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, export.N_CALIBRATION).astype(int))]
+        seen = [detector.views.cut(image[None], *detector.input_size) for image in _read(files, tile=True)]
+        print(export.export_int8(file, np.concatenate(seen), folder / runtime.INT8_FILE), flush=True)
 
 
 def _evaluate(options) -> int:
@@ -221,23 +232,32 @@ def _evaluate(options) -> int:
 
     products = find_products(options.folder)
     if options.model:
-        common.model_file(options, "anomaly")
+        for int8 in (False, True)[: 1 + options.int8]:
+            common.model_file(argparse.Namespace(model=options.model, int8=int8), "anomaly")
     common.prepare_results(options)
     if options.sheets:
         options.sheets.mkdir(parents=True, exist_ok=True)
-    rows = []
+    files = [runtime.FLOAT_FILE, runtime.INT8_FILE][: 1 + options.int8]
+    rows = {file: [] for file in files}
     for product in products:
         with tempfile.TemporaryDirectory() as made:
             folder = options.model or Path(made)
             if not options.model:
-                _write(_learn(product.train, options, folder), folder)
-            explainer = runtime.Explainer(folder / runtime.FLOAT_FILE, num_threads=options.threads)
-            rows.append({"name": product.name} | judging.judge(explainer, product))
+                _write(_learn(product.train, options, folder), folder, product.train if options.int8 else None)
+            for file in files:
+                explainer = runtime.Explainer(folder / file, num_threads=options.threads)
+                rows[file].append({"name": product.name} | judging.judge(explainer, product))
             if options.sheets:
                 judging.sheet(explainer, product).savefig(options.sheets / f"{product.name}.png")
-    print(judging.table(rows))
+    print(judging.table(rows[runtime.FLOAT_FILE]))
+    found = {"products": rows[runtime.FLOAT_FILE]}
+    if options.int8:
+        found["int8"] = rows[runtime.INT8_FILE]
+        agreed = [np.equal(one["anomalous"], other["anomalous"]) for one, other in zip(*rows.values(), strict=True)]
+        print(f"\nint8, the same verdict on {np.concatenate(agreed).mean():.1%} of the images:\n")
+        print(judging.table(found["int8"]))
     if options.json:
-        options.json.write_text(json.dumps({"products": rows, "machine": report.machine()}, indent=1) + "\n")
+        options.json.write_text(json.dumps(found | {"machine": report.machine()}, indent=1) + "\n")
     return 0
 
 

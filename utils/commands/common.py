@@ -126,7 +126,7 @@ def model_file(options, kind: str | None = None) -> Path:
         check_kind(folder, kind or meta.get("kind", "label"), meta)
         advice = f": `python -m utils export {folder} --data my_photos` writes it"
         if meta.get("kind") == "anomaly":
-            advice = "; leave out --int8" if int8 else ": `python -m utils anomaly fit` writes it"
+            advice = f": `python -m utils anomaly fit{' --int8' * int8}` writes it"
     raise FileNotFoundError(f"There is no explainer file {file}{advice}.")
 
 

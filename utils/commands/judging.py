@@ -19,7 +19,8 @@ N_SHOWN = 6  # of the sheet's columns
 def judge(explainer: runtime.Explainer, product: Product) -> dict:
     """The `COLUMNS` of a detector; f1, found and false_alarms at its threshold, pixels at the size it works at.
 
-    None stands for the pixels' values where a defective image has no mask.
+    None stands for the pixels' values where a defective image has no mask. "anomalous" tells the verdict on each image,
+    the normal ones first.
 
     Raises:
         ValueError: a file is no image, or a mask has another size than its image.
@@ -35,7 +36,8 @@ def judge(explainer: runtime.Explainer, product: Product) -> dict:
         maps.append(imaging.resize(result.heatmaps, *explainer.input_size)[0])
         masks.append(shrink(read_mask(mask, image), explainer.input_size))
     defective = np.arange(len(files)) >= len(product.normal)
-    return image_measures(np.array(scores), defective) | {"milliseconds": 1000 * float(np.median(seconds))} | (
+    of_images = {"milliseconds": 1000 * float(np.median(seconds)), "anomalous": [bool(score > 1) for score in scores]}
+    return image_measures(np.array(scores), defective) | of_images | (
         {name: None for name in ("pixel_auroc", "pixel_ap", "aupro")} if None in product.masks
         else pixel_measures(np.stack(maps), np.stack(masks))
     )

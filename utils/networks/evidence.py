@@ -26,6 +26,7 @@ SCALES = {"fine": (0, 1, 2), "coarse": (2,)}  # the maps each is made of
 CELLS = {"fine": 1, "coarse": 2}  # the map whose cells it has
 SOURCES = ("learnt", *(f"{kind} {scale}" for scale in SCALES for kind in ("nearest", "place")))
 TRUSTED = {"small_resnet": 1, "mobilenet_v2": len(SOURCES)}  # the first so many
+TAIL = "anomaly_tail"
 SCORE_WINDOW, FEATURE_WINDOW = 2, 3  # cells, sides of what is averaged
 
 
@@ -38,7 +39,7 @@ class Tail(keras.layers.Layer):
     """
 
     def __init__(self, side, arrays):
-        super().__init__(name="anomaly_tail")
+        super().__init__(name=TAIL)
         self.side, self.arrays = side, arrays
 
     def call(self, logits, *maps):
