@@ -97,7 +97,7 @@ def build_network(recipe: Recipe) -> tuple[keras.Model, dict[str, dict]]:
     repro.seed_everything(recipe.seed)
     spec = networks.Spec(
         backbone=recipe.backbone, image_size=recipe.image_size, alpha=recipe.alpha, output_stride=recipe.output_stride,
-        embedding_size=recipe.embedding_size, last_layer=recipe.last_layer,
+        embedding_size=recipe.embedding_size, last_layer=recipe.last_layer, local_contrast=recipe.local_contrast,
     )
     earlier = _earlier_model(recipe)
     weights = None if earlier or recipe.weights == "none" else recipe.weights

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils.networks.spatial import get_layer
-from utils.repro import keras
+from utils.repro import keras, tf
 
 layers, applications = keras.layers, keras.applications
 
@@ -89,6 +89,7 @@ class Spec:
     output_stride: int = 16
     embedding_size: int = 128
     last_layer: str | None = None  # of the backbone, where it ends; None: where keras.applications ends it
+    local_contrast: bool = False  # whether `LocalContrast` comes first
 
     def __post_init__(self):
         if self.backbone not in BACKBONES:
@@ -108,6 +109,27 @@ class Spec:
 
     def asdict(self) -> dict:
         return asdict(self)
+
+
+@keras.saving.register_keras_serializable("faster_grad_cam")
+class LocalContrast(layers.Layer):
+    """Haze, glare and shade taken out of images (N, S, S, 3) of 0..255: each part gets about the same contrast.
+
+    Of the grey values in each of 4 × 4 tiles mean m and standard deviation s are taken, and interpolated between the
+    tiles, as CLAHE does with its histograms (Zuiderveld 1994). A pixel x becomes (x − m)·g + (m + 127) / 2 with
+    g = 50 / s, but at least 0.7 and at most 1.7: flat parts must not become noise.
+    """
+
+    TILES, DEVIATION, GAINS, MIDDLE = 4, 50.0, (0.7, 1.7), 127.0
+
+    def call(self, images):
+        images, side = tf.cast(images, tf.float32), -(-images.shape[1] // self.TILES)
+        grey = tf.reduce_sum(images * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
+        tiles = tf.nn.avg_pool2d(tf.concat([grey, tf.square(grey)], axis=-1), side, side, "SAME")
+        mean, square = tf.split(tf.image.resize(tiles, images.shape[1:3]), 2, axis=-1)
+        deviation = tf.sqrt(tf.maximum(square - tf.square(mean), 1.0))
+        gain = tf.clip_by_value(self.DEVIATION / deviation, *self.GAINS)
+        return tf.clip_by_value((images - mean) * gain + (mean + self.MIDDLE) / 2, 0.0, 255.0)
 
 
 def embedding_network(
@@ -144,7 +166,8 @@ def embedding_network(
 def _backbone(spec, seeds):
     """The network up to its last maps, with random weights."""
     inputs = keras.Input((spec.image_size, spec.image_size, 3), name="image")
-    scaled = layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(inputs)
+    seen = LocalContrast(name="preprocessing_contrast")(inputs) if spec.local_contrast else inputs
+    scaled = layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(seen)
     how = {"input_shape": inputs.shape[1:], "alpha": spec.alpha, "include_top": False, "weights": None}
     original = BACKBONES[spec.backbone].build(input_tensor=scaled, **how)
     # From scratch each residual branch starts at zero (arXiv 1706.02677, section 5.1).
