@@ -2,6 +2,7 @@
 
 import functools
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -105,6 +106,31 @@ def test_preprocessing_is_inside():
     scaled = keras.Model(network.input, network.get_layer("preprocessing").output)
     extremes = networks.forward(scaled, np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), 255)]))
     assert (extremes[0] == -1).all() and (extremes[1] == 1).all()
+
+
+def even_out(images):
+    """What `LocalContrast` says it does, by NumPy and OpenCV; sides that 4 divides."""
+    def interpolated(values):
+        tiles = values.reshape(len(values), 4, values.shape[1] // 4, 4, -1).mean(axis=(2, 4))
+        return np.stack([cv2.resize(one, values.shape[:0:-1]) for one in tiles])
+
+    grey = images @ np.array([0.299, 0.587, 0.114])
+    mean = interpolated(grey)
+    deviation = np.sqrt(np.maximum(interpolated(grey**2) - mean**2, 1))
+    gain = np.clip(50 / deviation, 0.7, 1.7)
+    return np.clip((images - mean[..., None]) * gain[..., None] + (mean[..., None] + 127) / 2, 0, 255)
+
+
+def test_contrast_is_evened_out(rng):
+    lowest, range_ = np.array([[90, 0, 200], [60, 255, 1]])[..., None, None, None]  # hazy, full, flat
+    images = (lowest + range_ * rng.random((3, 64, 64, 3))).astype(np.float32)
+    network = networks.embedding_network(Spec(local_contrast=True, **SMALL), seed=1)
+    evened = keras.Model(network.input, network.get_layer("preprocessing_contrast").output)(images).numpy()
+    np.testing.assert_allclose(evened, even_out(images), atol=0.01)
+    assert evened[0].std() > 1.5 * images[0].std()
+    plain = built()
+    assert network.count_params() == plain.count_params()
+    np.testing.assert_allclose(network(images), plain(evened), atol=1e-5)
 
 
 def test_seeded_weights_without_a_global_seed():

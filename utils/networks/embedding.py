@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from utils.networks.spatial import get_layer
@@ -220,10 +220,11 @@ def continue_from(network: keras.Model, trained: keras.Model) -> None:
     """Give an embedding network the weights of a trained one of the same spec; what was frozen there is so again.
 
     Raises:
-        ValueError: the trained network has another spec.
+        ValueError: the trained network has another spec, and not only in `Spec.local_contrast`, which has no weights.
     """
-    if getattr(trained, "spec", None) != network.spec:
-        raise ValueError(f"Expected a trained network of {network.spec}. Received: {getattr(trained, 'spec', None)}")
+    known = getattr(trained, "spec", None)
+    if known is None or replace(known, local_contrast=network.spec.local_contrast) != network.spec:
+        raise ValueError(f"Expected a trained network of {network.spec}. Received: {known}")
     for layer in network.layers:
         if layer.weights:
             layer.set_weights(trained.get_layer(layer.name).get_weights())
