@@ -124,12 +124,15 @@ class LocalContrast(layers.Layer):
 
     def call(self, images):
         images, side = tf.cast(images, tf.float32), -(-images.shape[1] // self.TILES)
-        grey = tf.reduce_sum(images * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
-        tiles = tf.nn.avg_pool2d(tf.concat([grey, tf.square(grey)], axis=-1), side, side, "SAME")
-        mean, square = tf.split(tf.image.resize(tiles, images.shape[1:3]), 2, axis=-1)
-        deviation = tf.sqrt(tf.maximum(square - tf.square(mean), 1.0))
-        gain = tf.clip_by_value(self.DEVIATION / deviation, *self.GAINS)
-        return tf.clip_by_value((images - mean) * gain + (mean + self.MIDDLE) / 2, 0.0, 255.0)
+        # Written for LiteRT, which takes half as long as for sums and quotients.
+        grey = tf.nn.conv2d(images, tf.reshape([0.299, 0.587, 0.114], (1, 1, 3, 1)), 1, "SAME")
+        mean, square = (
+            tf.image.resize(tf.nn.avg_pool2d(values, side, side, "SAME"), images.shape[1:3])
+            for values in (grey, tf.square(grey))
+        )
+        gain = self.DEVIATION * tf.math.rsqrt(tf.maximum(square - tf.square(mean), 1.0))
+        gain = tf.clip_by_value(gain, *self.GAINS)
+        return tf.clip_by_value(images * gain + (mean * (0.5 - gain) + self.MIDDLE / 2), 0.0, 255.0)
 
 
 def embedding_network(
