@@ -26,9 +26,7 @@ class Recipe:
     alpha: float = option(1.0, "width of the backbone, as a factor", group="network")
     output_stride: int = option(16, "pixels per cell of the last maps", choices=(8, 16, 32), group="network")
     last_layer: str | None = option(None, "layer to cut the backbone after (default: its last)", group="network")
-    local_contrast: bool = option(
-        False, "even out haze, glare and shade of the images first", group="network"
-    )
+    local_contrast: bool = option(False, "even out haze, glare and shade of the images first", group="network")
     embedding_size: int = option(128, "number of values in an embedding", group="network")
     weights: str = option(
         "imagenet", "imagenet, none (from scratch), a weights file, or a model folder, to go on", group="network"
