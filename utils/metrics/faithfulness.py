@@ -142,7 +142,7 @@ def embedding_loss(
     Example:
         >>> images, heat = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8))
         >>> images[:, 2, 2], heat[0, 2, 2], heat[1, 6, 6] = 255, 1, 1  # only the first map is faithful
-        >>> embed = lambda images: images.reshape(len(images), -1).astype(float)
+        >>> embed = lambda images: np.stack([images[:, 2, 2, 0], np.full(len(images), 100)], axis=1)
         >>> [one > 0.1 for one in embedding_loss(embed, images, heat, shares=(0.02,)).tolist()]
         [True, False]
     """
