@@ -169,9 +169,7 @@ class Explainer:
         outline = self._cells["outline"]()[0].copy() if about["outline"] and "outline" in self._cells else None
         size, window = np.shape(image)[-3:-1], tuple(about["window"])
         maps = maps.reshape(*about["grid"], -1)
-        found = Cells(maps, size, projection=self.projection, outline=outline, window=window)
-        found.unit  # noqa: B018 - now, while the maps are in the processor's cache
-        return found
+        return Cells(maps, size, projection=self.projection, outline=outline, window=window)
 
     def compare(self, a: np.ndarray, b: np.ndarray, *, details: bool = True) -> Comparison:
         """Why two images are alike; arguments and errors as of `similarity.compare`."""

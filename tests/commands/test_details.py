@@ -69,5 +69,8 @@ def test_a_training_chooses_and_tells(photos):
 
 def test_of_many_images_some_are_tried_and_all_are_used(photos, monkeypatch):
     monkeypatch.setattr(training, "N_TRIED", 4)
+    rare = replace(photos, labels=np.array([0, 0, 0, 0, 1, 0]))
+    assert training._some_of_each_class(rare, 4).tolist() == [0, 4, 5]
+    assert training._some_of_each_class(rare, 1).tolist() == [0, 4]  # no class may be missing
     _, faster = training.train_model(training.build_network(RECIPE), data.guess_masks(photos), RECIPE)
     assert faster.meta["n_images"] == 6 and "embedding_loss" in faster.meta

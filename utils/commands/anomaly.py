@@ -52,7 +52,7 @@ def _add_fit(parser):
         "without a folder of normal images to learn from, it is that of the model in --out",
     )
     common.add_shared(parser, ["--weights", "--seed"])
-    parser.add_argument("--int8", action="store_true", help="write an int8 file, too: a third as large")
+    parser.add_argument("--int8", action="store_true", help="write the int8 file, too")
     parser.add_argument(
         "--image-size", type=int, metavar="N",
         help="side of the input (default: 224, 320 or 448, as the images have detail; from scratch 96)",
@@ -146,8 +146,9 @@ def _fit(options) -> int:
     if options.int8 and not options.folder:
         raise ValueError("--int8 needs the folder of normal images: their values set its scales.")
     corrections = find_normal(options.also_normal) if options.also_normal else []  # before the training
-    if options.folder:
-        detector = _learn(options.folder, options, options.out)
+    normal = find_normal(options.folder) if options.folder else []
+    if normal:
+        detector = _learn(normal, options, options.out)
     elif options.also_normal:
         common.check_kind(options.out, "anomaly")
         detector = AnomalyDetector.load(options.out)
@@ -156,18 +157,18 @@ def _fit(options) -> int:
     if corrections:
         detector = detector.also_normal(_read(corrections))
         print(f"taken for normal, too: {detector.meta['n_corrections']} images", flush=True)
-    _write(detector, options.out, options.folder if options.int8 else None)
+    _write(detector, options.out, normal if options.int8 else [])
     return 130 if detector.meta["interrupted"] else 0
 
 
-def _learn(folder, options, out):
-    """A detector fitted to the folder's normal images, to be written into the folder ``out``."""
+def _learn(files, options, out):
+    """A detector fitted to normal images, to be written into the folder ``out``."""
     from tqdm import tqdm
 
     from utils.anomaly import AnomalyDetector
 
     common.return_memory()
-    files, region = find_normal(folder), _region(options.region)
+    region = _region(options.region)
 
     def read():
         yield from _read(files, options.tile)
@@ -211,8 +212,8 @@ def _read(files, tile=None):
     common.report_skipped(skipped, len(files))
 
 
-def _write(detector, folder, normal=None):
-    """Model folder and LiteRT file; with the folder of normal images an int8 file, too."""
+def _write(detector, folder, normal):
+    """Model folder and LiteRT file; with files of normal images an int8 file, too."""
     from utils import export
 
     detector.save(folder)
@@ -221,34 +222,43 @@ def _write(detector, folder, normal=None):
     file = export.export_float(detector, folder / runtime.FLOAT_FILE)
     print(file, flush=True)
     if normal:
-        files = find_normal(normal)
-        files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, export.N_CALIBRATION).astype(int))]
-        seen = [detector.views.cut(image[None], *detector.input_size) for image in _read(files, tile=True)]
-        print(export.export_int8(file, np.concatenate(seen), folder / runtime.INT8_FILE), flush=True)
+        pieces = _pieces(detector, normal, export.N_CALIBRATION)
+        print(export.export_int8(file, pieces, folder / runtime.INT8_FILE), flush=True)
+
+
+def _pieces(detector, files, n):
+    """About n images as the network sees them, of as many photos, however many pieces it sees of each."""
+    chosen, pieces = [files[i] for i in common.spread(len(files), n)], []
+    for number, (_, _, image) in enumerate(imaging.read_or_skip(imaging.image_files(chosen), [])):
+        seen = detector.views.cut(image[None], *detector.input_size)
+        # Starting with another one in each photo: the first always lies in the corner.
+        pieces.append(seen[(number + common.spread(len(seen), -(-n // len(chosen)))) % len(seen)])
+    return np.concatenate(pieces)
 
 
 def _evaluate(options) -> int:
     from utils.commands import judging, report
 
     products = find_products(options.folder)
+    names = [runtime.FLOAT_FILE, runtime.INT8_FILE] if options.int8 else [runtime.FLOAT_FILE]
     if options.model:
-        for int8 in (False, True)[: 1 + options.int8]:
-            common.model_file(argparse.Namespace(model=options.model, int8=int8), "anomaly")
+        for name in names:
+            common.exported_file(options.model, name, "anomaly")
     common.prepare_results(options)
     if options.sheets:
         options.sheets.mkdir(parents=True, exist_ok=True)
-    files = [runtime.FLOAT_FILE, runtime.INT8_FILE][: 1 + options.int8]
-    rows = {file: [] for file in files}
+    rows = {name: [] for name in names}
     for product in products:
         with tempfile.TemporaryDirectory() as made:
             folder = options.model or Path(made)
             if not options.model:
-                _write(_learn(product.train, options, folder), folder, product.train if options.int8 else None)
-            for file in files:
-                explainer = runtime.Explainer(folder / file, num_threads=options.threads)
-                rows[file].append({"name": product.name} | judging.judge(explainer, product))
+                normal = find_normal(product.train)
+                _write(_learn(normal, options, folder), folder, normal if options.int8 else [])
+            explainers = {name: runtime.Explainer(folder / name, num_threads=options.threads) for name in names}
+            for name, explainer in explainers.items():
+                rows[name].append({"name": product.name} | judging.judge(explainer, product))
             if options.sheets:
-                judging.sheet(explainer, product).savefig(options.sheets / f"{product.name}.png")
+                judging.sheet(explainers[runtime.FLOAT_FILE], product).savefig(options.sheets / f"{product.name}.png")
     print(judging.table(rows[runtime.FLOAT_FILE]))
     found = {"products": rows[runtime.FLOAT_FILE]}
     if options.int8:

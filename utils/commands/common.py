@@ -10,6 +10,8 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from utils import imaging, runtime
 from utils.storage import hub
 
@@ -108,14 +110,24 @@ def _read_meta(folder):
         return {}
 
 
+def spread(n_items: int, n: int) -> np.ndarray:
+    """At most n of the numbers 0 to n_items − 1, evenly spread, ascending."""
+    return np.linspace(0, n_items - 1, min(n, n_items)).astype(int)
+
+
 def model_file(options, kind: str | None = None) -> Path:
-    """The exported file that --model and --int8 name, after a check that it is there, and of this kind if one is given.
+    """The exported file that --model and --int8 name, as of `exported_file`."""
+    name = runtime.INT8_FILE if getattr(options, "int8", False) else runtime.FLOAT_FILE
+    return exported_file(options.model, name, kind)
+
+
+def exported_file(folder: Path, name: str, kind: str | None = None) -> Path:
+    """The file of this name in a model folder, after a check that it is there, and of this kind if one is given.
 
     Raises:
         FileNotFoundError, ValueError: it is not; the sentence says what takes it, or makes it.
     """
-    folder, int8 = options.model, getattr(options, "int8", False)
-    file = folder / (runtime.INT8_FILE if int8 else runtime.FLOAT_FILE)
+    file = folder / name
     if file.is_file():
         if kind:
             check_kind(folder, kind, runtime.read_metadata(file))
@@ -126,7 +138,8 @@ def model_file(options, kind: str | None = None) -> Path:
         check_kind(folder, kind or meta.get("kind", "label"), meta)
         advice = f": `python -m utils export {folder} --data my_photos` writes it"
         if meta.get("kind") == "anomaly":
-            advice = f": `python -m utils anomaly fit{' --int8' * int8}` writes it"
+            command = "anomaly fit --int8" if name == runtime.INT8_FILE else "anomaly fit"
+            advice = f": `python -m utils {command}` writes it"
     raise FileNotFoundError(f"There is no explainer file {file}{advice}.")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from utils import data, gradcam, heatmap, metrics, plotting
+from utils.commands.common import spread
 from utils.commands.report import markdown
 from utils.faster_gradcam import FasterGradCAM
 from utils.metrics import faithfulness, stability
@@ -130,7 +131,7 @@ def brief(faster: FasterGradCAM, dataset: data.Dataset, indices: np.ndarray) -> 
     shown = indices[np.array(dataset.class_names)[dataset.labels[indices]] != data.NONE]
     if not len(shown):
         return {"n_images": 0}
-    shown = shown[np.linspace(0, len(shown) - 1, min(N_BRIEF, len(shown))).astype(int)]
+    shown = shown[spread(len(shown), N_BRIEF)]
     images = dataset.images[shown]
     explanation = faster.explain(images)
     if dataset.masks is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from utils import imaging, metrics, plotting, runtime
-from utils.commands import report
+from utils.commands import common, report
 from utils.commands.defect_data import Product, read_mask
 
 COLUMNS = {
@@ -26,17 +26,18 @@ def judge(explainer: runtime.Explainer, product: Product) -> dict:
         ValueError: a file is no image, or a mask has another size than its image.
     """
     files = [*product.normal, *product.defective]
-    scores, maps, masks, seconds = [], [], [], []
+    scores, anomalous, maps, masks, seconds = [], [], [], [], []
     for path, mask in zip(files, [None] * len(product.normal) + product.masks, strict=True):
         image = imaging.read_image(path)
         start = time.perf_counter()
         result = explainer.explain(image)
         seconds.append(time.perf_counter() - start)
         scores.append(result.scores[0])
+        anomalous.append(bool(result.is_anomaly[0]))
         maps.append(imaging.resize(result.heatmaps, *explainer.input_size)[0])
         masks.append(shrink(read_mask(mask, image), explainer.input_size))
     defective = np.arange(len(files)) >= len(product.normal)
-    of_images = {"milliseconds": 1000 * float(np.median(seconds)), "anomalous": [bool(score > 1) for score in scores]}
+    of_images = {"milliseconds": 1000 * float(np.median(seconds)), "anomalous": anomalous}
     return image_measures(np.array(scores), defective) | of_images | (
         {name: None for name in ("pixel_auroc", "pixel_ap", "aupro")} if None in product.masks
         else pixel_measures(np.stack(maps), np.stack(masks))
@@ -80,7 +81,7 @@ def table(rows: Iterable[dict]) -> str:
 
 def sheet(explainer: runtime.Explainer, product: Product):
     """Some defects, their heat maps and masks, as a figure."""
-    chosen = np.unique(np.linspace(0, len(product.defective) - 1, N_SHOWN).astype(int))
+    chosen = common.spread(len(product.defective), N_SHOWN)
     images = [imaging.read_image(product.defective[n]) for n in chosen]
     results = [explainer.explain(image) for image in images]
     masks = [read_mask(product.masks[n], image) for n, image in zip(chosen, images, strict=True)]

@@ -123,8 +123,10 @@ def _kinds(recipe):
         return ["none"]  # there is nothing to sharpen with
     if recipe.details != "auto":
         return [recipe.details]
-    has_rim = recipe.image_size >= 3 * recipe.output_stride
-    return ["layer"] if recipe.detail_layer else DETAILS if has_rim else DETAILS[1:]
+    if recipe.detail_layer:
+        return ["layer"]
+    has_rim = recipe.image_size >= 3 * recipe.output_stride  # without one nobody knows what objects are
+    return DETAILS if has_rim else [kind for kind in DETAILS if kind != "objects"]
 
 
 def _finer_layers(recipe, kind):
@@ -160,8 +162,9 @@ def train_model(
 
     if len(kinds) == 1:
         return training, fit(*kinds.values(), dataset)
-    few = replace(dataset, train=_spread(dataset.train, N_TRIED))
-    models = {kind: fit(layers, few) for kind, layers in kinds.items()}
+    few = replace(dataset, train=_some_of_each_class(dataset, N_TRIED))
+    models = {kind: fit(layers, few) for kind, layers in kinds.items() if kind != "none"}
+    models["none"] = models["layer"].reweighted(recipe.weighting, recipe.top_channels)  # the same without its layer
     kind, losses = choose(models, dataset)
     faster = models[kind] if len(few.train) == len(dataset.train) else fit(kinds[kind], dataset)
     faster.meta["embedding_loss"] = losses
@@ -190,7 +193,8 @@ def choose(models: dict[str, FasterGradCAM], dataset: data.Dataset) -> tuple[str
     """
     has_map = np.array(dataset.class_names)[dataset.labels] != data.NONE
     unseen, seen = (part[has_map[part]] for part in (dataset.test, dataset.train))
-    images, losses = dataset.images[_spread(unseen if len(unseen) else seen, N_JUDGES)], {}
+    judges = unseen if len(unseen) else seen
+    images, losses = dataset.images[judges[common.spread(len(judges), N_JUDGES)]], {}
     for name, model in models.items():
         heatmaps = model.explain(images).heatmaps
         loss = faithfulness.embedding_loss(lambda batch, model=model: model.explain(batch).embeddings, images, heatmaps)
@@ -198,6 +202,11 @@ def choose(models: dict[str, FasterGradCAM], dataset: data.Dataset) -> tuple[str
     return max(losses, key=losses.get), losses
 
 
-def _spread(indices, n):
-    """At most n of the indices, evenly spread."""
-    return indices[np.unique(np.linspace(0, len(indices) - 1, min(n, len(indices))).astype(int))]
+def _some_of_each_class(dataset, n):
+    """About n of the training images, sorted int indices, of each class as many, at least one; all, if they are few."""
+    if len(dataset.train) <= n:
+        return dataset.train
+    labels = dataset.labels[dataset.train]
+    members = [dataset.train[labels == label] for label in np.unique(labels)]
+    share = max(1, n // len(members))
+    return np.sort(np.concatenate([part[common.spread(len(part), share)] for part in members]))

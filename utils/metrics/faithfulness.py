@@ -160,8 +160,8 @@ def embedding_loss(
         return (np.where((places < count)[..., None], blurred_away, image) for count in counts)
 
     whole = np.concatenate([unit(images[i : i + BATCH_SIZE]) for i in range(0, len(images), BATCH_SIZE)])
-    cosines, _ = _ask(lambda batch: unit(batch) @ whole.T, map(blurred, images, metrics.ranks(heatmaps)), own,
-                      images.dtype)
+    variants = map(blurred, images, metrics.ranks(heatmaps))
+    cosines, _ = _ask(lambda batch: unit(batch) @ whole.T, variants, own, images.dtype)
     return np.where(metrics.is_flat(heatmaps), 0, 1 - cosines.mean(axis=1))
 
 
